@@ -27,6 +27,8 @@ Headers = list[tuple[bytes, bytes]]
 
 BACKLOG = 2048
 
+#: The task that runs a request, in its scope. `asyncio.current_task()` asks the kernel for the pid.
+TASK = "aibrix.task"
 #: An application stores a callable under this key of the scope; it is called once if the client
 #: goes away before the answer is complete. Saves a task a request that would wait on `receive`.
 ON_DISCONNECT = "aibrix.on_disconnect"
@@ -65,11 +67,15 @@ class ReplicaHttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
         self.transport.write(head + _BAD_HTTP)
         self.transport.close()
 
-    def on_headers_complete(self) -> None:
-        """Start the request; on a draining connection its answer says `Connection: close`."""
-        super().on_headers_complete()
-        if self.closing_after_answer and self.cycle is not None:
-            self.cycle.keep_alive = False
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        # On a draining connection the answer says `Connection: close`.
+        if self.closing_after_answer:
+            cycle.keep_alive = False
+        cycle.transport = _OneWrite(self.transport)
+        task = self.loop.create_task(cycle.run_asgi(app))
+        cycle.scope[TASK] = task
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def close_after_answer(self) -> None:
         """Close with the answer under way, or with the answer to the next request."""
@@ -81,6 +87,46 @@ class ReplicaHttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
     def idle(self) -> bool:
         """No request is under way on this connection."""
         return self.cycle is None or self.cycle.response_complete
+
+
+class _OneWrite:
+    """The transport as one answer sees it: its head leaves together with its first body bytes.
+
+    uvicorn writes them one after the other, and each write is a system call.
+    """
+
+    __slots__ = ("_head", "_transport", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes = b""
+        self.write: Callable[[bytes], None] = self._hold
+
+    def _hold(self, data: bytes) -> None:
+        self._head = data
+        self.write = self._join
+        if data.startswith(b"HTTP/1.1 100"):
+            self._flush()
+            self.write = self._hold
+
+    def _join(self, data: bytes) -> None:
+        self._transport.write(self._head + data)
+        self._head = b""
+        self.write = self._transport.write
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head:
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Tell whether the connection is closing."""
+        return self._transport.is_closing()
 
 
 class HttpServer:
@@ -114,8 +160,9 @@ class HttpServer:
         return found
 
     async def listen(self, sock: socket.socket) -> None:
-        """Start to accept on a bound and listening socket; the server owns it from here on."""
+        """Start to accept on a bound socket; the server owns it from here on."""
         loop = asyncio.get_running_loop()
+        sock.listen(BACKLOG)
         server = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
 
@@ -145,20 +192,21 @@ class HttpServer:
         return ReplicaHttpProtocol(config=self._config, server_state=self._state, app_state={})
 
 
-def unix_listener(path: str) -> socket.socket:
+def unix_socket(path: str) -> socket.socket:
     """Bind a Unix socket at `path` (inside a 0700 directory); a stale file is replaced."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(path)
     os.chmod(path, 0o600)
-    sock.listen(BACKLOG)
     sock.setblocking(False)
     return sock
 
 
-def tcp_listener(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+def tcp_socket(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """Bind a TCP socket; `port` 0 takes a free one. With `reuse_port`, siblings share the port.
+
+    It does not listen yet: `HttpServer.listen` makes it so.
 
     Raises:
         OSError: the port is taken by somebody who does not share it.
@@ -169,6 +217,5 @@ def tcp_listener(host: str, port: int, *, reuse_port: bool = False) -> socket.so
     if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind((host, port))
-    sock.listen(BACKLOG)
     sock.setblocking(False)
     return sock

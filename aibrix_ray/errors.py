@@ -4,6 +4,7 @@
     ├── ConfigError            the YAML, a flag or an environment variable is wrong; at start-up
     ├── VersionError           an installed engine or Ray is outside of the tested range
     └── ApiError               answered to a client in OpenAI's shape; has a status and a code
+        ├── EngineError        an engine's own error, raised by the Python handles
         ├── ClientError        4xx: the request must change before it can succeed
         │   ├── BadRequest             400 invalid_request
         │   ├── ModelNotFound          404 model_not_found
@@ -105,6 +106,26 @@ class ApiError(AibrixRayError):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Crosses processes on the Python handles' path; subclasses differ in their constructors.
+        return _api_error, (type(self), self.message, self.__dict__)
+
+
+def _api_error(kind: type[ApiError], message: str, state: dict[str, object]) -> ApiError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class EngineError(ApiError):
+    """An engine's own error answer, as the Python handles raise it; `body` is its JSON."""
+
+    def __init__(self, status: int, message: str, *, body: object = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
 
 
 class ClientError(ApiError):

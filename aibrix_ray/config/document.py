@@ -1,0 +1,121 @@
+"""YAML text → plain data, with errors that name line and column. Knows nothing of what it means.
+
+Stricter than PyYAML: a key that is given twice in a mapping is refused (PyYAML keeps the last one
+in silence), and so is a value that contains itself. Otherwise it is the reader that Serve uses, so
+what is checked here is what Serve reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from aibrix_ray.config.path import Path, render
+from aibrix_ray.config.problems import NOTHING
+from aibrix_ray.errors import ConfigError
+
+
+def load(text: str) -> Any:
+    """Return the data of one YAML document; None if the text holds none.
+
+    Raises:
+        ConfigError: the text is no YAML, a key is given twice, or a value contains itself.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, (), ancestors=(), seen=set())
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, text) from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow at all
+        raise ConfigError(
+            path="the text", value=NOTHING, expected="valid YAML", hint=_one_line(str(error))
+        ) from error
+    except ValueError as error:  # a date such as 2026-13-45, a number such as 0x_
+        raise ConfigError(
+            path="the text",
+            value=NOTHING,
+            expected="values that YAML can read",
+            hint=f"put the value in quotes ({_one_line(str(error))})",
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(
+            path="the text", value=NOTHING, expected="less nesting", hint="it is too deep to read"
+        ) from error
+    finally:
+        loader.dispose()
+
+
+def load_value(text: str) -> Any:
+    """Return the value of a flag or an environment variable; an empty text is an empty text.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    return load(text) if text else ""
+
+
+def _check(node: yaml.Node, path: Path, *, ancestors: tuple[int, ...], seen: set[int]) -> None:
+    """Refuse repeated keys and cycles; each node is visited once, however often it is aliased."""
+    if id(node) in ancestors:
+        raise ConfigError(
+            path=render(path), value=NOTHING, expected="a value that does not contain itself"
+        )
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    inside = (*ancestors, id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _check(item, (*path, index), ancestors=inside, seen=seen)
+    elif isinstance(node, yaml.MappingNode):
+        _check_keys(node, path)
+        for key, value in node.value:
+            _check(value, (*path, _key(key)), ancestors=inside, seen=seen)
+
+
+def _check_keys(node: yaml.MappingNode, path: Path) -> None:
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(
+                path=f"line {line}", value=NOTHING, expected="a text as key", hint="quote the key"
+            )
+        name = f"{key.tag} {key.value}"
+        if name in first:
+            shown = value.value if isinstance(value, yaml.ScalarNode) else "the second one"
+            raise ConfigError(
+                path=render((*path, key.value)),
+                value=shown,
+                expected=f"each key once, but line {line} repeats line {first[name]}",
+                hint="remove one of the two",
+            )
+        first[name] = line
+
+
+def _key(node: yaml.Node) -> str:
+    return str(node.value)
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, text: str) -> ConfigError:
+    mark = error.problem_mark or error.context_mark
+    problem = _one_line(f"{error.context or ''} {error.problem or ''}")
+    if mark is None:
+        return ConfigError(path="the text", value=NOTHING, expected="valid YAML", hint=problem)
+    lines = text.splitlines()
+    found = lines[mark.line] if mark.line < len(lines) else NOTHING
+    return ConfigError(
+        path=f"line {mark.line + 1}, column {mark.column + 1}",
+        value=found,
+        expected="valid YAML",
+        hint=f"{problem}; indent with spaces" if "\\t" in problem else problem,
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,354 @@
+"""Carries one request: asks its `Life` what to do, moves the bytes, says what became of it.
+
+Before the first byte of an answer has gone to the client, a replica that refuses, resets or dies
+costs only an attempt: the request goes elsewhere. After it, a broken stream ends with an SSE error
+frame and `[DONE]`, never with a fabricated finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from aibrix_ray.asgi import ON_DISCONNECT, TASK, Receive, Scope, Send
+from aibrix_ray.dataplane import wire
+from aibrix_ray.dataplane.body import Body, ClientGone
+from aibrix_ray.dataplane.channel import ChannelError, Connection
+from aibrix_ray.dataplane.fleet import Fleet, Replica
+from aibrix_ray.dataplane.metrics import GatewayMetrics
+from aibrix_ray.dataplane.sse import DONE, EventStream
+from aibrix_ray.engines.meta import META_HEADER, RETRY_HEADER, decode_usage
+from aibrix_ray.errors import ApiError, DeadlineExceeded, ReplicaFailed
+from aibrix_ray.pipeline import Life, Wait
+from aibrix_ray.types import Ending, Usage
+
+_PENDING = -1.0
+
+
+class Exchange:
+    """One request under way. `deadline_s` moves as it makes progress; a sweeper enforces it."""
+
+    __slots__ = (
+        "connection",
+        "deadline_s",
+        "expired",
+        "first_byte_s",
+        "gone",
+        "holding",
+        "life",
+        "receive_task",
+        "request_id",
+        "sent_s",
+        "started",
+        "task",
+        "usage",
+    )
+
+    def __init__(self, life: Life, request_id: bytes, task: asyncio.Task[None] | None) -> None:
+        self.life = life
+        self.request_id = request_id
+        self.connection: Connection | None = None
+        self.task = task
+        self.receive_task: asyncio.Task[None] | None = None
+        self.deadline_s = life.arrived_s + life.model.settings.timeout_s
+        self.sent_s = self.first_byte_s = _PENDING
+        self.started = self.gone = self.expired = self.holding = False
+        self.usage: Usage | None = None
+
+    def client_gone(self) -> None:
+        """Note that the client has left: abort the generation in the engine."""
+        self.gone = True
+        self._interrupt("the client has gone")
+
+    def expire(self) -> None:
+        """Note that the deadline has passed; the second time, stop waiting for a slow client."""
+        if self.expired and self.task is not None:
+            self.task.cancel()
+        self.expired = True
+        self._interrupt("deadline passed")
+
+    def allow(self, seconds: float, now_s: float) -> None:
+        """Move the deadline: `seconds` from now, but never beyond the request's own."""
+        self.deadline_s = min(
+            now_s + seconds, self.life.arrived_s + self.life.model.settings.timeout_s
+        )
+
+    def _interrupt(self, reason: str) -> None:
+        if self.connection is not None:
+            self.connection.abort(reason)
+        if self.holding and self.task is not None:
+            self.task.cancel()
+
+
+class Forwarder:
+    """Forwards requests to replicas. One a gateway."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        metrics: GatewayMetrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fleet = fleet
+        self._metrics = metrics
+        self._clock = clock
+        self.under_way: set[Exchange] = set()
+
+    async def sweep(self, period_s: float = 0.25) -> None:
+        """Enforce deadlines for ever; one timer for all requests instead of one each."""
+        while True:
+            await asyncio.sleep(period_s)
+            now_s = self._clock()
+            for exchange in [e for e in self.under_way if now_s >= e.deadline_s]:
+                exchange.expire()
+
+    async def forward(
+        self, life: Life, scope: Scope, receive: Receive, send: Send, body: Body
+    ) -> int:
+        """Carry one request to its end; return the status that the client was given.
+
+        Raises:
+            ApiError: nothing has been sent to the client yet; the caller answers.
+            ClientGone: the client left.
+        """
+        task = scope[TASK] if TASK in scope else asyncio.current_task()
+        exchange = Exchange(life, scope["aibrix.request_id"], task)
+        if ON_DISCONNECT in scope:
+            scope[ON_DISCONNECT] = exchange.client_gone
+        else:
+            exchange.receive_task = asyncio.create_task(_watch(receive, exchange))
+        self.under_way.add(exchange)
+        try:
+            while True:
+                status = await self._attempt(exchange, scope, send, body)
+                if status:
+                    return status
+        except asyncio.CancelledError:
+            self._check_interrupted(exchange)
+            raise
+        finally:
+            self.under_way.discard(exchange)
+            if exchange.receive_task is not None:
+                exchange.receive_task.cancel()
+
+    async def _attempt(self, exchange: Exchange, scope: Scope, send: Send, body: Body) -> int:
+        """Try one replica; return the status once the client has been answered, else 0."""
+        life = exchange.life
+        now_s = self._clock()
+        if exchange.gone:
+            raise ClientGone
+        chosen = life.next(now_s)
+        if isinstance(chosen, Wait):
+            await self._hold(exchange, chosen.until_s - now_s)
+            return 0
+        assert isinstance(chosen, Replica), "the fleet's members are replicas with a channel"
+        exchange.allow(life.model.settings.first_byte_timeout_s, now_s)
+        exchange.sent_s, exchange.first_byte_s = now_s, _PENDING
+        chosen.in_flight += 1
+        ending, status = Ending.FAILED, 0
+        try:
+            connection = await self._ask(exchange, chosen, scope, body)
+            if connection is None:
+                return 0
+            status = connection.status
+            await self._answer(exchange, chosen, connection, send)
+            ending = Ending.COMPLETED if status < 400 else Ending.CLIENT_ERROR
+            if status >= 500:
+                ending = Ending.FAILED
+            return status
+        except ClientGone:
+            ending = Ending.CANCELLED
+            raise
+        finally:
+            chosen.in_flight -= 1
+            if exchange.connection is not None:
+                exchange.connection.release()
+                exchange.connection = None
+            self._account(exchange, chosen, ending, status)
+
+    async def _ask(
+        self, exchange: Exchange, replica: Replica, scope: Scope, body: Body
+    ) -> Connection | None:
+        """Send the request and wait for the answer's head; `None`: try another replica."""
+        head = wire.request_head(
+            scope["path"],
+            scope["query_string"],
+            scope["headers"],
+            length=len(body),
+            request_id=exchange.request_id,
+            token=replica.endpoint.address.token,
+        )
+        fresh = False
+        while True:
+            connection = None
+            try:
+                connection = await replica.endpoint.acquire(fresh=fresh)
+                exchange.connection = connection
+                if exchange.gone:
+                    raise ClientGone
+                if isinstance(body, bytes):
+                    connection.exchange(head, body)
+                else:
+                    await connection.exchange_chunks(head, body.chunks())
+                await connection.head()
+                break
+            except ChannelError as error:
+                self._check_interrupted(exchange)
+                if not error.fresh and not fresh:
+                    # A keep-alive connection that the replica had closed: says nothing about it.
+                    fresh = True
+                    continue
+                exchange.life.failed(replica, str(error))
+                if connection is None:
+                    self._fleet.mark_down(replica)
+                self._metrics.retries += 1
+                return None
+        if connection.status == 503 and any(k == RETRY_HEADER for k, _ in connection.headers):
+            exchange.life.refused(replica)
+            self._fleet.mark_draining(replica)
+            return None
+        return connection
+
+    async def _answer(
+        self, exchange: Exchange, replica: Replica, connection: Connection, send: Send
+    ) -> None:
+        """Pass the answer on, whole or as it comes."""
+        first = await self._read(exchange, connection)
+        exchange.first_byte_s = self._clock()
+        for name, value in connection.headers:
+            if name == META_HEADER:
+                exchange.usage = decode_usage(value)
+        headers = wire.response_headers(
+            connection.headers,
+            [
+                (b"x-request-id", exchange.request_id),
+                (b"request-id", exchange.request_id),
+                replica.header,
+            ],
+        )
+        exchange.started = True
+        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        if connection.streaming:
+            await self._stream(exchange, connection, send, first)
+        elif connection.complete:
+            await send({"type": "http.response.body", "body": first})
+        else:
+            await self._pass_on(exchange, connection, send, first)
+
+    async def _stream(
+        self, exchange: Exchange, connection: Connection, send: Send, data: bytes
+    ) -> None:
+        stream = EventStream()
+        idle_s = exchange.life.model.settings.idle_timeout_s
+        try:
+            while data:
+                ready = stream.feed(data)
+                if connection.complete and not connection.pending:
+                    ready += stream.flush()
+                    exchange.usage = stream.usage
+                    await send({"type": "http.response.body", "body": ready})
+                    return
+                if ready:
+                    await send({"type": "http.response.body", "body": ready, "more_body": True})
+                exchange.allow(idle_s, self._clock())
+                data = await self._read(exchange, connection)
+        except ApiError as error:
+            await self._end_broken(stream, error, send)
+            raise BrokenAnswer(error) from error
+        exchange.usage = stream.usage
+        await send({"type": "http.response.body", "body": stream.flush()})
+
+    async def _pass_on(
+        self, exchange: Exchange, connection: Connection, send: Send, data: bytes
+    ) -> None:
+        """Pass a large plain answer on as it comes; if it breaks, so does the client's."""
+        idle_s = exchange.life.model.settings.idle_timeout_s
+        while data:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            exchange.allow(idle_s, self._clock())
+            try:
+                data = await self._read(exchange, connection)
+            except ApiError as error:
+                raise BrokenAnswer(error) from error
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _read(self, exchange: Exchange, connection: Connection) -> bytes:
+        try:
+            return await connection.read()
+        except ChannelError as error:
+            self._check_interrupted(exchange)
+            raise ReplicaFailed(f"the replica failed during its answer: {error}") from error
+
+    async def _end_broken(self, stream: EventStream, error: ApiError, send: Send) -> None:
+        if stream.done:
+            await send({"type": "http.response.body", "body": b""})
+            return
+        frame = b"data: " + error_body(error) + b"\n\n" + DONE
+        await send({"type": "http.response.body", "body": frame})
+
+    async def _hold(self, exchange: Exchange, seconds: float) -> None:
+        """Wait for the fleet to change; the client may leave meanwhile."""
+        model = exchange.life.model
+        model.held += 1
+        exchange.holding = True
+        try:
+            await self._fleet.wait_for_change(seconds)
+        finally:
+            exchange.holding = False
+            model.held -= 1
+
+    def _check_interrupted(self, exchange: Exchange) -> None:
+        if exchange.gone:
+            raise ClientGone
+        if exchange.expired:
+            settings = exchange.life.model.settings
+            raise DeadlineExceeded(
+                "no answer in time (first byte "
+                f"{settings.first_byte_timeout_s:g} s, between bytes {settings.idle_timeout_s:g} "
+                f"s, whole request {settings.timeout_s:g} s)"
+            )
+
+    def _account(self, exchange: Exchange, replica: Replica, ending: Ending, status: int) -> None:
+        now_s = self._clock()
+        first_s = exchange.first_byte_s
+        ttft_s = None if first_s == _PENDING else first_s - exchange.sent_s
+        e2e_s = now_s - exchange.sent_s
+        exchange.life.ended(
+            replica, ending, status=status, ttft_s=ttft_s, e2e_s=e2e_s, usage=exchange.usage
+        )
+        self._metrics.attempt_ended(exchange.life.model.name, ttft_s, e2e_s, exchange.usage)
+
+
+class BrokenAnswer(Exception):
+    """The answer broke after its head had been sent; the client has been told as well as it can."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def error_body(error: ApiError) -> bytes:
+    """Return the error as OpenAI's JSON."""
+    return msgspec.json.encode(
+        {
+            "error": {
+                "message": error.message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.code,
+            }
+        }
+    )
+
+
+async def _watch(receive: Receive, exchange: Exchange) -> None:
+    """Wait for the disconnect where the server has no hook for it (`gateway.listen: serve`)."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            exchange.client_gone()
+            return

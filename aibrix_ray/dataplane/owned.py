@@ -1,0 +1,118 @@
+"""The endpoints that the gateway answers itself: models, health, metrics. Starlette; not hot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from aibrix_ray.errors import ApiError, MethodNotAllowed, ModelNotFound, NotFound
+from aibrix_ray.pipeline import ModelState
+
+if TYPE_CHECKING:
+    from aibrix_ray.asgi import AsgiApp
+    from aibrix_ray.dataplane.app import GatewayApp
+
+
+def owned_app(gateway: GatewayApp) -> AsgiApp:
+    """Return the ASGI application of everything that is not forwarded."""
+    endpoints = _Endpoints(gateway)
+    app = Starlette(
+        routes=[
+            Route("/v1/models", endpoints.models),
+            Route("/v1/models/{model:path}", endpoints.model),
+            Route("/healthz", endpoints.healthz),
+            Route("/readyz", endpoints.readyz),
+            Route("/metrics", endpoints.metrics),
+            Route("/-/healthz", endpoints.serve_healthz),
+            Route("/-/routes", endpoints.serve_routes),
+        ],
+        exception_handlers={404: _not_found, 405: _not_allowed, ApiError: _api_error},
+    )
+    return app
+
+
+class _Endpoints:
+    def __init__(self, gateway: GatewayApp) -> None:
+        self._gateway = gateway
+
+    async def models(self, request: Request) -> Response:
+        pipeline = self._gateway.pipeline
+        data = [self._card(model, model.name) for model in pipeline.models.values()]
+        data += [
+            self._card(pipeline.models[name], alias)
+            for alias, name in pipeline.aliases.items()
+            if name in pipeline.models
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if not name:
+            raise ModelNotFound(name, self._gateway.pipeline.names())
+        return _json(self._card(self._gateway.pipeline.resolve(name), name))
+
+    async def healthz(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        gateway = self._gateway
+        ready = gateway.ready and not gateway.draining
+        models = {name: len(model.ready) for name, model in gateway.pipeline.models.items()}
+        status = "ready" if ready else "draining" if gateway.draining else "starting"
+        return _json({"status": status, "ready_replicas": models}, status=200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        text = self._gateway.metrics.render()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def serve_healthz(self, request: Request) -> Response:
+        """Answer KubeRay's readiness probe, which greps for `success`."""
+        if self._gateway.draining or not self._gateway.ready:
+            return PlainTextResponse("not ready", status_code=503)
+        return PlainTextResponse("success")
+
+    async def serve_routes(self, request: Request) -> Response:
+        return _json({"/": "gateway"})
+
+    def _card(self, model: ModelState, name: str) -> dict[str, Any]:
+        groups = [g for g in self._gateway.fleet.groups.values() if g.model == model.name]
+        created_s = min((group.created_s for group in groups), default=0.0)
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(created_s),
+            "owned_by": "aibrix_ray",
+            "root": model.name,
+        }
+
+
+def _json(content: object, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
+
+
+async def _not_found(request: Request, exc: Exception) -> Response:
+    return _error(NotFound(f"There is no {request.url.path[:200]} here"))
+
+
+async def _not_allowed(request: Request, exc: Exception) -> Response:
+    return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}"))
+
+
+async def _api_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, ApiError)
+    return _error(exc)
+
+
+def _error(error: ApiError) -> Response:
+    content = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return _json({"error": content}, status=error.status)
