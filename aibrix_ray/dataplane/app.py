@@ -42,9 +42,11 @@ class GatewayApp:
         args: GatewayArgs,
         user_config: GatewayUserConfig,
         *,
+        name: str = "gateway",
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.name = name
         self._args = args
         self._config = user_config
         self._seed = seed

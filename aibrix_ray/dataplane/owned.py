@@ -67,8 +67,12 @@ class _Endpoints:
         return _json({"status": status, "ready_replicas": models}, status=200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        text = self._gateway.metrics.render()
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            self._gateway.metrics.render(),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
+            # Gateways share the port: a scraper that adds up must know which one answered.
+            headers={"gateway": self._gateway.name},
+        )
 
     async def serve_healthz(self, request: Request) -> Response:
         """Answer KubeRay's readiness probe, which greps for `success`."""

@@ -1,0 +1,153 @@
+"""A Ray of its own with Serve on it, for `aibrix-ray serve`: started, watched, taken down whole.
+
+Everything runs on loopback. Taking down never takes longer than `STOP_S`: what has not ended by
+then is killed, and only processes of this Ray session are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from aibrix_ray.errors import AibrixRayError
+from aibrix_ray.runtime_dir import remove_stale
+
+#: Serve gets this long for an orderly end; the rest of ten seconds is for Ray itself.
+_SERVE_STOP_S = 6.0
+
+
+class DeployFailed(AibrixRayError):
+    """An application cannot run; carries Serve's reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one application is: Serve's status and its ready replicas by deployment."""
+
+    application: str
+    status: str
+    message: str
+    replicas: str
+
+
+class LocalInstallation:
+    """One Ray and the applications of one file on it. Use as a context manager."""
+
+    def __init__(self, config: dict[str, Any], *, dashboard: bool = True) -> None:
+        self._config = ServeDeploySchema.model_validate(config)
+        self._dashboard = dashboard
+
+    def __enter__(self) -> LocalInstallation:
+        """Start Ray and Serve and hand the applications over; returns before they are ready."""
+        # Serve's logger would write over the progress display; the files in Ray's folder have it.
+        os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+        ray.init(
+            address="local",
+            namespace="serve",
+            include_dashboard=self._dashboard,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level="ERROR",
+        )
+        from ray.serve._private import api
+
+        client = api.serve_start(proxy_location=self._config.proxy_location)
+        client.deploy_apps(self._config, _blocking=False)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Take everything down."""
+        children = _descendants(os.getpid())
+        _bounded(serve.shutdown, _SERVE_STOP_S)
+        children |= _descendants(os.getpid())
+        _bounded(ray.shutdown, 3.0)
+        _kill_left(children)
+        remove_stale()
+
+    def progress(self) -> list[Progress]:
+        """Return where each application stands.
+
+        Raises:
+            DeployFailed: one of them failed for good.
+        """
+        found = []
+        for name, application in serve.status().applications.items():
+            status = str(application.status.value)
+            deployments = application.deployments.values()
+            ready = sum(d.replica_states.get("RUNNING", 0) for d in deployments)
+            count = sum(sum(d.replica_states.values()) for d in deployments)
+            message = application.message or next((d.message for d in deployments), "")
+            if status == "DEPLOY_FAILED":
+                raise DeployFailed(f"application {name} cannot run: {_last_line(message)}")
+            found.append(Progress(name, status, message, f"{ready}/{count}"))
+        return found
+
+    def wait_until_ready(self, *, period_s: float = 0.5) -> Iterator[list[Progress]]:
+        """Yield the progress until every application runs.
+
+        Raises:
+            DeployFailed: one of them failed for good.
+        """
+        while True:
+            progress = self.progress()
+            yield progress
+            if progress and all(p.status == "RUNNING" for p in progress):
+                return
+            time.sleep(period_s)
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.split(":")[0]]
+    return (errors or lines or ["no reason given"])[-1]
+
+
+def _bounded(action: Any, seconds: float) -> None:
+    """Run an action that may hang; give it up after so long."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            action()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _descendants(root: int) -> set[tuple[int, str]]:
+    """Return the (pid, start time) of every process below `root`."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append((int(entry.name), fields[19]))
+    found: set[tuple[int, str]] = set()
+    todo = [root]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            if child not in found:
+                found.add(child)
+                todo.append(child[0])
+    return found
+
+
+def _kill_left(processes: set[tuple[int, str]]) -> None:
+    from aibrix_ray.runtime_dir import start_time
+
+    for pid, started in processes:
+        if start_time(pid) == started:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)

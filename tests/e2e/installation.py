@@ -1,0 +1,202 @@
+"""An installation as its user starts it: `aibrix-ray serve FILE` in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+
+READY_S = 180.0
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) -> None:
+    """Poll until the condition holds; fail with `what` after `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
+
+
+def simulated_file(*, replicas: int = 1, per_node: int = 2, extra: str = "") -> str:
+    """Return the YAML of one gateway application and one simulated group."""
+    return f"""
+proxy_location: Disabled
+applications:
+- name: gateway
+  import_path: aibrix_ray:gateway
+  route_prefix: null
+  args: {{port: 8000, per_node: {per_node}, drain_timeout_s: 5}}
+  deployments:
+  - name: gateway
+    user_config:
+      models: {{sim: {{aliases: [other], wait_for_replica_s: 30}}}}
+- name: sim
+  import_path: aibrix_ray:replica_group
+  route_prefix: null
+  args:
+    model: sim
+    engine: {{kind: simulated, max_num_seqs: 128, kv_blocks: 65536}}
+    replicas: {{min: {replicas}, max: {replicas}}}
+    num_cpus: 0.1
+    drain_timeout_s: 5
+{extra}"""
+
+
+def metric(url: str, prefix: str) -> int:
+    """Sum a series over the gateways, which share the port: scrape until each has answered."""
+    seen: dict[str, int] = {}
+    for _ in range(12):
+        answer = httpx.get(f"{url}/metrics", timeout=2.0)
+        seen[answer.headers["gateway"]] = sum(
+            int(float(line.rsplit(" ", 1)[1]))
+            for line in answer.text.splitlines()
+            if line.startswith(prefix)
+        )
+    return sum(seen.values())
+
+
+class Installation:
+    """A running `aibrix-ray serve`; use as a context manager."""
+
+    def __init__(self, text: str, *, env: dict[str, str] | None = None) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="aibrix-e2e-"))
+        self.file = self._folder / "config.yaml"
+        self.file.write_text(text)
+        self.port = free_port()
+        self.runtime_dir = self._folder / "run"
+        self.log = self._folder / "log"
+        self._env = {
+            **os.environ,
+            "AIBRIX_RAY_RUNTIME_DIR": str(self.runtime_dir),
+            "AIBRIX_RAY__GATEWAY__PORT": str(self.port),
+            **(env or {}),
+        }
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Installation:
+        cli = str(Path(sys.executable).with_name("aibrix-ray"))
+        self._process = subprocess.Popen(
+            [cli, "serve", str(self.file), "--no-dashboard"],
+            env=self._env,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            wait_until(self._ready, timeout_s=READY_S, what=f"ready; see {self.log}")
+        except BaseException:
+            print(self.log.read_text()[-4000:])
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process.poll() is None:
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(30.0)
+        for pid in self.descendants():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The driver."""
+        return self._process.pid
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for the driver's end."""
+        return self._process.wait(timeout_s)
+
+    def descendants(self) -> list[int]:
+        """Every process that this installation started, directly or not, and that lives."""
+        return [pid for pid in _pids() if _belongs(pid, str(self.runtime_dir))]
+
+    def pids(self, title: str) -> list[int]:
+        """The processes whose title contains `title`, oldest first."""
+        found = [pid for pid in self.descendants() if title in _title(pid)]
+        return sorted(found, key=_started)
+
+    def gateways(self) -> list[int]:
+        return self.pids("ServeReplica:gateway:gateway")
+
+    def engines(self, group: str = "sim") -> list[int]:
+        return self.pids(f"ServeReplica:{group}:engine")
+
+    def controller(self) -> int:
+        (pid,) = self.pids("ServeController")
+        return pid
+
+    def _ready(self) -> bool:
+        assert self._process.poll() is None, "the driver has ended"
+        if "Serving on" not in self.log.read_text():
+            return False
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        return False
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def _pids() -> Iterator[int]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        if alive(pid):
+            yield pid
+
+
+def _belongs(pid: int, marker: str) -> bool:
+    # Every process of the installation inherits the runtime directory's variable.
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"AIBRIX_RAY_RUNTIME_DIR={marker}".encode() in environ
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
