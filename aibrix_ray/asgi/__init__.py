@@ -1,0 +1,28 @@
+"""Serving ASGI applications from within a Ray replica. Knows no Ray."""
+
+from aibrix_ray.asgi.server import HttpServer
+from aibrix_ray.asgi.sockets import tcp_socket, unix_socket
+from aibrix_ray.asgi.types import (
+    ON_DISCONNECT,
+    TASK,
+    AsgiApp,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
+
+__all__ = [
+    "ON_DISCONNECT",
+    "TASK",
+    "AsgiApp",
+    "Headers",
+    "HttpServer",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "tcp_socket",
+    "unix_socket",
+]
