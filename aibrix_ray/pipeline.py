@@ -115,7 +115,15 @@ class Pipeline:
 class Life:
     """One request from its arrival to its end. Not shared between requests."""
 
-    __slots__ = ("_last_error", "_tried", "arrived_s", "attempts", "model", "request")
+    __slots__ = (
+        "_last_error",
+        "_tried",
+        "_waiting_since_s",
+        "arrived_s",
+        "attempts",
+        "model",
+        "request",
+    )
 
     def __init__(self, model: ModelState, request: RequestView, now_s: float) -> None:
         self.model = model
@@ -124,6 +132,7 @@ class Life:
         self.attempts = 0
         self._tried: list[str] = []
         self._last_error = ""
+        self._waiting_since_s: float | None = None
 
     def next(self, now_s: float) -> ReplicaView | Wait:
         """Return the replica to send to, or how long to wait for one.
@@ -150,8 +159,7 @@ class Life:
             replica = decision.replica
             assert replica is not None, "a policy said SEND without a replica"
             if replica.load < replica.max_outstanding:
-                self.attempts += 1
-                return replica
+                return self._send(replica)
             return self._choose_unfilled(ready, now_s)
         if decision.verdict is Verdict.QUEUE:
             return self._wait(now_s)
@@ -200,15 +208,22 @@ class Life:
             )
         decision = self.model.policy.choose(self.request, unfilled, now_s)
         if decision.verdict is Verdict.SEND and decision.replica is not None:
-            self.attempts += 1
-            return decision.replica
+            return self._send(decision.replica)
         return self._wait(now_s)
+
+    def _send(self, replica: ReplicaView) -> ReplicaView:
+        self.attempts += 1
+        self._waiting_since_s = None
+        return replica
 
     def _wait(self, now_s: float) -> Wait:
         settings = self.model.settings
         if now_s >= self.arrived_s + settings.timeout_s:
             raise DeadlineExceeded(f"no answer within {settings.timeout_s:g} s")
-        until_s = self.arrived_s + settings.wait_for_replica_s
+        # Counted from when it had to wait, not from its arrival: a replica may die late.
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s
+        until_s = self._waiting_since_s + settings.wait_for_replica_s
         if now_s >= until_s:
             tried = f" ({self._last_error})" if self._last_error else ""
             raise NoReplica(

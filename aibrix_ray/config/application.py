@@ -64,7 +64,9 @@ def read_application(data: object, path: Path) -> Application:
     application = Application(path, data, kind_of(data), name if isinstance(name, str) else "")
     application.problems += unknown_keys(data, serve_keys.APPLICATION_KEYS, path)
     application.problems += _check_import_path(data, path)
-    if application.kind is not Kind.OTHER:
+    if application.kind is Kind.OTHER:
+        application.problems += _check_shape(data, path)
+    else:
         application.problems += _check_name(data, path)
         application.problems += _check_host_and_port(application)
         _read_args(application)
@@ -93,6 +95,20 @@ def _check_import_path(data: Mapping[str, Any], path: Path) -> list[ConfigError]
             expected=f"one of {', '.join(_KINDS)}",
             hint=did_you_mean(import_path, _KINDS),
         )
+    ]
+
+
+def _check_shape(data: Mapping[str, Any], path: Path) -> list[ConfigError]:
+    """Return what Serve itself would refuse of another's application, as far as we read it."""
+    shapes = {
+        "name": (str, "a text"),
+        "args": (Mapping, "a mapping"),
+        "deployments": (list, "a list"),
+    }
+    return [
+        ConfigError(path=render((*path, key)), value=data[key], expected=expected)
+        for key, (shape, expected) in shapes.items()
+        if key in data and not (isinstance(data[key], shape) and data[key] != "")
     ]
 
 

@@ -123,10 +123,9 @@ def _deployment_changes(
 
 
 def _deployments(application: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    # An application that is not ours was not checked: its deployments may be anything.
-    entries = application.get("deployments")
-    named = [entry for entry in entries if isinstance(entry, Mapping)] if entries else []
-    return {str(entry.get("name")): entry for entry in named}
+    # The entries of an application that is not ours were not checked: they may be anything.
+    entries = [entry for entry in application.get("deployments", ()) if isinstance(entry, Mapping)]
+    return {str(entry.get("name")): entry for entry in entries}
 
 
 def _changes(path: Path, old: object, new: object) -> Iterator[Change]:

@@ -15,6 +15,8 @@ from aibrix_ray.config.path import Path, render
 from aibrix_ray.config.problems import NOTHING
 from aibrix_ray.errors import ConfigError
 
+_SIZE_MAX = 100_000
+
 
 def load(text: str) -> Any:
     """Return the data of one YAML document; None if the text holds none.
@@ -22,13 +24,8 @@ def load(text: str) -> Any:
     Raises:
         ConfigError: the text is no YAML, a key is given twice, or a value contains itself.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check(node, (), ancestors=(), seen=set())
-        return loader.construct_document(node)
+        return _load(text)
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow at all
@@ -46,8 +43,6 @@ def load(text: str) -> Any:
         raise ConfigError(
             path="the text", value=NOTHING, expected="less nesting", hint="it is too deep to read"
         ) from error
-    finally:
-        loader.dispose()
 
 
 def load_value(text: str) -> Any:
@@ -59,23 +54,49 @@ def load_value(text: str) -> Any:
     return load(text) if text else ""
 
 
-def _check(node: yaml.Node, path: Path, *, ancestors: tuple[int, ...], seen: set[int]) -> None:
-    """Refuse repeated keys and cycles; each node is visited once, however often it is aliased."""
-    if id(node) in ancestors:
+def _load(text: str) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        size = _check(node, (), sizes={})
+        if size > _SIZE_MAX:
+            raise ConfigError(
+                path="the text",
+                value=size,
+                expected=f"at most {_SIZE_MAX} values, aliases written out",
+                hint="some anchor is repeated too often",
+            )
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check(node: yaml.Node, path: Path, *, sizes: dict[int, int]) -> int:
+    """Refuse repeated keys and cycles; return how many values the node is, aliases written out.
+
+    Each node is visited once, however often it is aliased; `sizes` holds those that were, and 0 for
+    those that the walk is inside of.
+    """
+    known = sizes.get(id(node))
+    if known == 0:
         raise ConfigError(
             path=render(path), value=NOTHING, expected="a value that does not contain itself"
         )
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    inside = (*ancestors, id(node))
+    if known is not None:
+        return known
+    sizes[id(node)] = 0
+    size = 1
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _check(item, (*path, index), ancestors=inside, seen=seen)
+            size += _check(item, (*path, index), sizes=sizes)
     elif isinstance(node, yaml.MappingNode):
         _check_keys(node, path)
         for key, value in node.value:
-            _check(value, (*path, _key(key)), ancestors=inside, seen=seen)
+            size += _check(value, (*path, _key(key)), sizes=sizes)
+    sizes[id(node)] = size
+    return size
 
 
 def _check_keys(node: yaml.MappingNode, path: Path) -> None:

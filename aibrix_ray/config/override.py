@@ -140,28 +140,29 @@ def _from_variable(name: str, value: str, data: Mapping[str, Any]) -> Override:
 def _keys_of(steps: Sequence[str], application: str, data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the keys that a variable's steps mean: those of the file, else in lower case.
 
-    New names of the engine's environment variables stay as they are written.
+    Names below `env` stay as they are written: they are variables themselves, where case matters.
     """
     keys: list[str] = []
     for step in steps:
         here = at(data, place_of(data, application, tuple(keys)))
         known = [key for key in here if isinstance(key, str)] if isinstance(here, Mapping) else []
         same = [key for key in known if _folded(key) == _folded(step)]
-        if len(same) > 1 and step not in known:
+        if step in known or keys == ["env"]:
+            keys.append(step)
+        elif len(same) > 1:
             raise ConfigError(
                 path=f"{PREFIX}{'__'.join((_folded(application).upper(), *steps))}",
                 value=step,
                 expected=f"one key, and {' and '.join(same)} are both written like this",
                 hint="use --set, which takes keys as they are",
             )
-        if step in known or keys == ["env"]:
-            keys.append(step)
         else:
             keys.append(same[0] if same else step.lower())
     return tuple(keys)
 
 
 def _folded(key: str) -> str:
+    """Return a key as a variable's name may hold it, in lower case."""
     return re.sub(r"[^a-z0-9]", "_", key.lower())
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
 from aibrix_ray.config.group import GroupArgs
-from aibrix_ray.config.path import Path
 from aibrix_ray.config.problems import P, check_part
+from aibrix_ray.errors import ConfigError
 
 
 def parse_gateway_args(data: Mapping[str, Any], *, path: str = "args") -> GatewayArgs:
@@ -48,9 +48,14 @@ def parse_group_args(data: Mapping[str, Any], *, path: str = "args") -> GroupArg
 
 
 def _parse(model: type[P], data: Mapping[str, Any], path: str) -> P:
-    base: Path = (path,) if path else ()
-    part, problems = check_part(model, data, base)
-    if problems:
-        raise problems[0]
-    assert part is not None, "no part and no problem"
-    return part
+    part, problems = check_part(model, data, ())
+    if part is not None:
+        return part
+    first = problems[0]
+    dot = "." if path and first.path and not first.path.startswith("[") else ""
+    raise ConfigError(
+        path=f"{path}{dot}{first.path}",
+        value=first.value,
+        expected=first.expected,
+        hint=first.hint,
+    )

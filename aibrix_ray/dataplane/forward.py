@@ -153,6 +153,7 @@ class Forwarder:
         try:
             connection = await self._ask(exchange, chosen, scope, body)
             if connection is None:
+                ending = Ending.REJECTED if chosen.draining else Ending.FAILED
                 return 0
             status = connection.status
             await self._answer(exchange, chosen, connection, send)
