@@ -23,11 +23,11 @@ def register(app: typer.Typer) -> None:
         """Run one gateway in front of OpenAI-compatible servers that run already (no Ray)."""
         import uvloop
 
-        from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig, RoutingConfig
+        from aibrix_ray.config import parse_gateway_args, parse_gateway_user_config
         from aibrix_ray.dataplane.standalone import parse_backend, serve_standalone
 
-        args = GatewayArgs(host=host, port=port)
-        user_config = GatewayUserConfig(routing=RoutingConfig(policy=policy))
+        args = parse_gateway_args({"host": host, "port": port}, path="--")
+        user_config = parse_gateway_user_config({"routing": {"policy": policy}}, path="--")
         backends = [parse_backend(text) for text in backend]
         typer.echo(f"gateway on http://{host}:{port}, {len(backends)} backends")
         uvloop.run(serve_standalone(args, user_config, backends))

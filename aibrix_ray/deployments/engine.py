@@ -31,7 +31,7 @@ from aibrix_ray.engines.guard import exit_with_raylet, remove_at_end
 from aibrix_ray.engines.meta import ReplicaApp, TokenGuard
 from aibrix_ray.runtime_dir import remove_stale, socket_path
 from aibrix_ray.telemetry.actor import ensure_telemetry
-from aibrix_ray.telemetry.replica import ReplicaReporting
+from aibrix_ray.telemetry.reporter import ReplicaReporting
 from aibrix_ray.types import GroupInfo, ReplicaStats
 
 logger = logging.getLogger(__name__)

@@ -52,16 +52,7 @@ class LocalInstallation:
         """Start Ray and Serve and hand the applications over; returns before they are ready."""
         # Serve's logger would write over the progress display; the files in Ray's folder have it.
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-        ray.init(
-            address="local",
-            namespace="serve",
-            include_dashboard=self._dashboard,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level="ERROR",
-        )
+        _start_ray(dashboard=self._dashboard)
         from ray.serve._private import api
 
         client = api.serve_start(proxy_location=self._config.proxy_location)
@@ -107,6 +98,27 @@ class LocalInstallation:
             if progress and all(p.status == "RUNNING" for p in progress):
                 return
             time.sleep(period_s)
+
+
+def _start_ray(*, dashboard: bool) -> None:
+    # Ray gives its daemons 30 s, whatever the machine is busy with; a second try finds them cached.
+    for attempt in (1, 2):
+        try:
+            ray.init(
+                address="local",
+                namespace="serve",
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level="ERROR",
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 2:
+                raise DeployFailed(f"Ray does not start on this machine: {error}") from error
 
 
 def _last_line(message: str) -> str:

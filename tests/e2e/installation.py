@@ -95,13 +95,14 @@ class Installation:
 
     def __enter__(self) -> Installation:
         cli = str(Path(sys.executable).with_name("aibrix-ray"))
-        self._process = subprocess.Popen(
-            [cli, "serve", str(self.file), "--no-dashboard"],
-            env=self._env,
-            stdout=self.log.open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                [cli, "serve", str(self.file), "--no-dashboard"],
+                env=self._env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             wait_until(self._ready, timeout_s=READY_S, what=f"ready; see {self.log}")
         except BaseException:
