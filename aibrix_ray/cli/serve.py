@@ -50,7 +50,8 @@ def serve(
         with LocalInstallation(parsed.to_serve_dict(), dashboard=dashboard) as installation:
             try:
                 _wait(installation, console, timeout)
-                console.print(_ready_text(parsed), highlight=False, soft_wrap=True)
+                text = _ready_text(parsed, installation.ray_address)
+                console.print(text, highlight=False, soft_wrap=True)
                 threading.Event().wait()
             except AibrixRayError as error:
                 failure = error
@@ -89,7 +90,7 @@ def _table(progress: list[Progress], elapsed_s: float) -> Table:
     return table
 
 
-def _ready_text(parsed: ParsedFile) -> str:
+def _ready_text(parsed: ParsedFile, ray_address: str) -> str:
     gateway = parsed.gateway
     if gateway is None:
         return "All applications run. Ctrl-C stops them."
@@ -101,7 +102,8 @@ def _ready_text(parsed: ParsedFile) -> str:
         f"  curl {url}/v1/chat/completions \\\n"
         f"    -H 'Content-Type: application/json' \\\n"
         f"    -d '{json.dumps(question)}'\n\n"
-        f"  {_own_name()} chat --url {url}\n\nCtrl-C stops everything."
+        f"  {_own_name()} chat --url {url}\n"
+        f"  RAY_ADDRESS={ray_address} {_own_name()} status\n\nCtrl-C stops everything."
     )
 
 

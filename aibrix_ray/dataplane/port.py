@@ -4,6 +4,10 @@
 and the kernel then gives it a part of the connections. A test bind proves nothing. So each gateway
 claims its socket's inode in a file, and every listener of the port in /proc/net must be claimed by
 a live gateway of the same application.
+
+The claims are also how gateways of a node watch each other. One that hangs still gets its share of
+new connections from the kernel and answers none; Serve notices, but then grants it the whole drain
+timeout. So each gateway touches its claim, and one whose claim grows old is ended by its siblings.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from aibrix_ray.errors import ConfigError
 from aibrix_ray.runtime_dir import runtime_dir, start_time
 
 _LISTEN = "0A"
+#: A gateway whose loop has not turned for so long is hung.
+HUNG_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class PortClaim:
         name = f"port-{port}.{pid}.{start_time(pid)}.claim"
         self._path = runtime_dir() / name
         self._path.write_text(f"{application}\n{os.fstat(sock.fileno()).st_ino}\n")
+        self._suspects: set[int] = set()
 
     def check(self) -> None:
         """Check that only gateways of this application listen.
@@ -60,6 +67,27 @@ class PortClaim:
                     f"{_owner(listener.inode)}; stop it or change `port` of the gateway",
                 )
 
+    def beat(self) -> None:
+        """Touch the claim: this gateway's loop turns."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._path)
+
+    def hung_siblings(self) -> list[int]:
+        """Return the pids of siblings that have not touched their claims; call right after `beat`.
+
+        A sibling must look hung twice in a row: after a suspend or a step of the clock, everybody
+        does once.
+        """
+        mine_s = self._path.stat().st_mtime
+        old = {
+            pid
+            for pid, path in self._siblings()
+            if pid != os.getpid() and mine_s - path.stat().st_mtime > HUNG_S
+        }
+        confirmed = sorted(old & self._suspects)
+        self._suspects = old
+        return confirmed
+
     def release(self) -> None:
         """Give the claim up."""
         with contextlib.suppress(FileNotFoundError):
@@ -67,15 +95,19 @@ class PortClaim:
 
     def _claimed_inodes(self) -> set[int]:
         found = set()
+        for _, path in self._siblings():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                found.add(int(path.read_text().splitlines()[1]))
+        return found
+
+    def _siblings(self) -> Iterator[tuple[int, Path]]:
+        """Yield pid and claim of each live gateway of this application on this port, us too."""
         for path in runtime_dir().glob(f"port-{self.port}.*.claim"):
             pid, started = path.name.split(".")[1:3]
-            if start_time(int(pid)) != started:
-                continue
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                application, inode = path.read_text().splitlines()[:2]
-                if application == self._application:
-                    found.add(int(inode))
-        return found
+            with contextlib.suppress(OSError, IndexError):
+                application = path.read_text().splitlines()[0]
+                if start_time(int(pid)) == started and application == self._application:
+                    yield int(pid), path
 
 
 def listeners(port: int) -> Iterator[Listener]:

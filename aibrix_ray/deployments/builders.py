@@ -23,10 +23,8 @@ from aibrix_ray.deployments.router import MembershipRouter
 #: Serve counts only requests that came through it, none of ours: it must neither wait before it
 #: calls our destructor nor kill us before our own drain timeout has passed.
 _SHUTDOWN_MARGIN_S = 5.0
-#: Serve gives a replica up after three failed checks in a row. A hanging gateway black-holes its
-#: share of new connections meanwhile, so it is judged sooner than an engine, whose loop may be busy.
-_GATEWAY_HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 2.0}
-_ENGINE_HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
+#: Serve gives a replica up after three failed checks in a row.
+_HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
 _UNLIMITED = 100_000
 _MAX_NODES = 10_000
 
@@ -54,7 +52,7 @@ def gateway(args: dict[str, Any]) -> Application:
         graceful_shutdown_timeout_s=parsed.drain_timeout_s + _SHUTDOWN_MARGIN_S,
         max_surge_percent=100,
         user_config={},
-        **_GATEWAY_HEALTH,
+        **_HEALTH,
         **_gateway_count(parsed),
     )
     application: Application = deployment.bind(parsed)
@@ -83,7 +81,7 @@ def replica_group(args: dict[str, Any]) -> Application:
         graceful_shutdown_timeout_s=parsed.drain_timeout_s + _SHUTDOWN_MARGIN_S,
         max_surge_percent=parsed.max_surge_percent,
         request_router_config=RequestRouterConfig(request_router_class=MembershipRouter),
-        **_ENGINE_HEALTH,
+        **_HEALTH,
     )
     application: Application = deployment.bind(parsed)
     return application

@@ -1,8 +1,8 @@
 """The gateway replica: the data plane's application on a socket of its own, fed by Serve and Ray.
 
 What happens when it dies: its own connections break, which official clients retry; the port stays
-open through its siblings on the node, and Serve starts a new one. One that hangs fails its health
-check and is replaced; until then the kernel still gives it a share of new connections.
+open through its siblings on the node, and Serve starts a new one. One that hangs still gets a share
+of new connections from the kernel; its siblings end it within ten seconds (`PortClaim`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ from aibrix_ray.telemetry.store import Update
 
 logger = logging.getLogger(__name__)
 
-_PORT_CHECK_S = 2.0
+_PORT_CHECK_S = 1.0
 #: While draining, open connections get this long to send their next request, which is answered
 #: with `Connection: close`; idle ones are closed after it.
 _IDLE_GRACE_S = 3.0
@@ -158,6 +159,11 @@ class GatewayReplica:
     async def _watch_port(self) -> None:
         while True:
             await asyncio.sleep(_PORT_CHECK_S)
+            self._claim.beat()
+            for pid in self._claim.hung_siblings():
+                logger.error("gateway process %s hangs on port %s; ending it", pid, self._args.port)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             try:
                 self._claim.check()
             except ConfigError as error:

@@ -68,6 +68,12 @@ class LocalInstallation:
         _kill_left(children)
         remove_stale()
 
+    @property
+    def ray_address(self) -> str:
+        """Where this Ray is; for `RAY_ADDRESS` of other commands."""
+        address: str = ray.get_runtime_context().gcs_address
+        return address
+
     def progress(self) -> list[Progress]:
         """Return where each application stands.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -82,6 +83,7 @@ class Installation:
         self.port = free_port()
         self.runtime_dir = self._folder / "run"
         self.log = self._folder / "log"
+        self.run_by("aibrix-ray", "serve", str(self.file), "--no-dashboard")
         self._env = {
             **os.environ,
             "AIBRIX_RAY_RUNTIME_DIR": str(self.runtime_dir),
@@ -93,11 +95,15 @@ class Installation:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def run_by(self, command: str, *args: str) -> Installation:
+        """Start by another command of the environment than `aibrix-ray serve`."""
+        self._command = [str(Path(sys.executable).with_name(command)), *args]
+        return self
+
     def __enter__(self) -> Installation:
-        cli = str(Path(sys.executable).with_name("aibrix-ray"))
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                [cli, "serve", str(self.file), "--no-dashboard"],
+                self._command,
                 env=self._env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -128,6 +134,13 @@ class Installation:
         """The driver."""
         return self._process.pid
 
+    @property
+    def ray_address(self) -> str:
+        """The cluster that `aibrix-ray serve` has started; it prints the address."""
+        found = re.search(r"RAY_ADDRESS=(\S+)", self.log.read_text())
+        assert found is not None
+        return found[1]
+
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
@@ -157,10 +170,9 @@ class Installation:
 
     def _ready(self) -> bool:
         assert self._process.poll() is None, "the driver has ended"
-        if "Serving on" not in self.log.read_text():
-            return False
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/readyz").status_code == 200
+            state = httpx.get(f"{self.url}/readyz")
+            return state.status_code == 200 and all(state.json()["ready_replicas"].values() or [0])
         return False
 
 
