@@ -39,9 +39,7 @@ def serve(
     """
     parsed, _ = read_effective(file, settings or [])
     console = Console()
-    # A background job of a script inherits SIGINT ignored; Ctrl-C must work there too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _interrupt_on_signals()
     failure: AibrixRayError | None = None
     try:
         console.print("Starting Ray and Serve ...")
@@ -49,6 +47,7 @@ def serve(
 
         with LocalInstallation(parsed.to_serve_dict(), dashboard=dashboard) as installation:
             try:
+                _interrupt_on_signals()  # again: `ray.init` has put its own handlers in place
                 _wait(installation, console, timeout)
                 text = _ready_text(parsed, installation.ray_address)
                 console.print(text, highlight=False, soft_wrap=True)
@@ -62,6 +61,12 @@ def serve(
         console.print("Stopped.")
     if failure is not None:
         raise failure
+
+
+def _interrupt_on_signals() -> None:
+    # A background job of a script inherits SIGINT ignored; Ctrl-C must work there too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _ignore_further_signals() -> None:
