@@ -22,6 +22,32 @@ from aibrix_ray.kuberay import (
     to_yaml,
 )
 
+Name = Annotated[
+    str, typer.Option(help="Name of the RayService; default: that of FILE.", metavar="NAME")
+]
+Image = Annotated[
+    str,
+    typer.Option(
+        help="Image with Ray, an engine and this package; default: "
+        f"{default_image(DEFAULT_RAY_VERSION)}.",
+        metavar="IMAGE",
+    ),
+]
+Namespace = Annotated[str, typer.Option(help="Namespace; default: kubectl's.", metavar="NS")]
+RayVersion = Annotated[
+    str, typer.Option(help="Version of the Ray in the image.", metavar="VERSION")
+]
+HfTokenSecret = Annotated[
+    str,
+    typer.Option(
+        help="Secret with the Hugging Face token, for gated models; KEY is HF_TOKEN.",
+        metavar="NAME[:KEY]",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="File to write; default: standard output.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command group `kube`."""
@@ -33,33 +59,12 @@ def register(app: typer.Typer) -> None:
 def render_file(
     file: File,
     settings: Settings = None,
-    name: Annotated[
-        str, typer.Option(help="Name of the RayService; default: that of FILE.", metavar="NAME")
-    ] = "",
-    image: Annotated[
-        str,
-        typer.Option(
-            help="Image with Ray, an engine and this package; default: "
-            f"{default_image(DEFAULT_RAY_VERSION)}.",
-            metavar="IMAGE",
-        ),
-    ] = "",
-    namespace: Annotated[
-        str, typer.Option(help="Namespace; default: kubectl's.", metavar="NS")
-    ] = "",
-    ray_version: Annotated[
-        str, typer.Option(help="Version of the Ray in the image.", metavar="VERSION")
-    ] = DEFAULT_RAY_VERSION,
-    hf_token_secret: Annotated[
-        str,
-        typer.Option(
-            help="Secret with the Hugging Face token, for gated models; KEY is HF_TOKEN.",
-            metavar="NAME[:KEY]",
-        ),
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write; default: standard output.")
-    ] = None,
+    name: Name = "",
+    image: Image = "",
+    namespace: Namespace = "",
+    ray_version: RayVersion = DEFAULT_RAY_VERSION,
+    hf_token_secret: HfTokenSecret = "",
+    out: Out = None,
 ) -> None:
     """Print a RayService that serves FILE on Kubernetes.
 

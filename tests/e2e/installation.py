@@ -153,9 +153,9 @@ class Installation:
         """Every process that this installation started, directly or not, and that lives."""
         return [pid for pid in _pids() if _belongs(pid, str(self.runtime_dir))]
 
-    def pids(self, title: str) -> list[int]:
-        """The processes whose title contains `title`, oldest first."""
-        found = [pid for pid in self.descendants() if title in _title(pid)]
+    def pids(self, part: str) -> list[int]:
+        """The processes whose title contains `part`, oldest first."""
+        found = [pid for pid in self.descendants() if part in title(pid)]
         return sorted(found, key=_started)
 
     def gateways(self) -> list[int]:
@@ -201,7 +201,14 @@ def _belongs(pid: int, marker: str) -> bool:
     return f"AIBRIX_RAY_RUNTIME_DIR={marker}".encode() in environ
 
 
-def _title(pid: int) -> str:
+def shared_memory(pid: int) -> set[str]:
+    """Return the names under /dev/shm that a process has mapped."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-)\S+)", maps))
+
+
+def title(pid: int) -> str:
+    """Return a process's command line; "" if it has gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:

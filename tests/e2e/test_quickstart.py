@@ -18,7 +18,14 @@ import jsonschema
 import openai
 import pytest
 
-from tests.e2e.installation import Installation, alive, metric, wait_until
+from tests.e2e.installation import (
+    Installation,
+    alive,
+    metric,
+    shared_memory,
+    title,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]
 
@@ -242,12 +249,12 @@ def test_no_engine_process_survives_its_replica(installation: Installation) -> N
     (replica,) = installation.engines("tiny")
     engine = installation.pids("VLLM::")
     assert engine
-    before = set(os.listdir("/dev/shm"))
+    names = {name for pid in engine for name in shared_memory(pid)}
+    assert names
     os.kill(replica, signal.SIGKILL)
     wait_until(lambda: not any(map(alive, engine)), timeout_s=30, what="the engine has gone")
     wait_until(lambda: _answers(installation), timeout_s=120, what="the model is back")
-    left = {name for name in before if name.startswith(("psm_", "sem.mp-"))}
-    assert not left & set(os.listdir("/dev/shm")), "the dead engine left shared memory"
+    assert not names & set(os.listdir("/dev/shm")), "the dead engine left shared memory"
 
 
 def test_a_request_waits_while_the_only_replica_restarts(installation: Installation) -> None:
@@ -279,7 +286,7 @@ def test_ctrl_c_stops_everything_within_10_s_with_streams_in_flight(
         installation.interrupt()
         installation.wait(20)
         took_s = time.monotonic() - started_s
-    assert installation.descendants() == []
+    assert [title(pid) for pid in installation.descendants()] == []
     assert list(installation.runtime_dir.iterdir()) == []
     assert took_s < 10.0
 

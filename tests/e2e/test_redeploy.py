@@ -42,7 +42,7 @@ def deploy(installation: Installation, text: str) -> None:
     text = text.replace("port: 8000", f"port: {installation.port}")
     path = installation.file.with_name("changed.yaml")
     path.write_text(text)
-    env = {**os.environ, "RAY_ADDRESS": installation.ray_address}
+    env = {**os.environ, "RAY_ADDRESS": installation.ray_address, "RAY_AUTH_MODE": "token"}
     subprocess.run([sys.executable, "-c", DEPLOY, str(path)], check=True, timeout=120, env=env)
 
 
