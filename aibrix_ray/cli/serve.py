@@ -101,7 +101,11 @@ def _ready_text(parsed: ParsedFile, ray_address: str) -> str:
         return "All applications run. Ctrl-C stops them."
     model = next(iter(parsed.models), "MODEL")
     question = {"model": model, "messages": [{"role": "user", "content": "What is aibrix_ray?"}]}
-    url = f"http://{gateway.host}:{gateway.port}"
+    host, port = gateway.host, gateway.port
+    if gateway.listen == "serve":
+        options = parsed.data.get("http_options") or {}
+        host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
+    url = f"http://{host}:{port}"
     return (
         f"\nServing on {url}/v1  (models: {', '.join(parsed.models)})\n\n"
         f"  curl {url}/v1/chat/completions \\\n"

@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -76,6 +77,9 @@ def connect(address: str = "auto") -> None:
     """
     # Read by Ray when it is imported, hence the late import.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _CONNECT_TRIES)
+    if (Path.home() / ".ray/auth_token").exists():
+        # Ray makes the token at its first start, but only who starts a cluster uses it by itself.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     from aibrix_ray.telemetry.detached import NAMESPACE

@@ -176,7 +176,9 @@ class GatewayReplica:
         if update.groups is not None:
             self._app.fleet.set_groups(update.groups)
             self._groups_changed.set()
-        self._app.fleet.apply_stats(update.replicas, time.monotonic())
+        now_s = time.monotonic()
+        for stats, age_s in zip(update.replicas, update.ages_s, strict=True):
+            self._app.fleet.apply_stats((stats,), now_s - age_s)
 
     async def _follow_groups(self) -> None:
         while True:

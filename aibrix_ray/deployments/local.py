@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
 from aibrix_ray.errors import AibrixRayError
@@ -55,7 +56,12 @@ class LocalInstallation:
         _start_ray(dashboard=self._dashboard)
         from ray.serve._private import api
 
-        client = api.serve_start(proxy_location=self._config.proxy_location)
+        client = api.serve_start(
+            http_options=self._config.http_options.model_dump(),
+            proxy_location=self._config.proxy_location,
+            grpc_options=gRPCOptions(**self._config.grpc_options.model_dump()),
+            controller_options=self._config.controller_options,
+        )
         client.deploy_apps(self._config, _blocking=False)
         return self
 
@@ -86,7 +92,9 @@ class LocalInstallation:
             deployments = application.deployments.values()
             ready = sum(d.replica_states.get("RUNNING", 0) for d in deployments)
             count = sum(sum(d.replica_states.values()) for d in deployments)
-            message = application.message or next((d.message for d in deployments), "")
+            # The application's own message only says which deployment failed, not why.
+            reasons = [d.message for d in deployments if d.status.value != "HEALTHY" and d.message]
+            message = (reasons or [application.message])[0]
             if status == "DEPLOY_FAILED":
                 raise DeployFailed(f"application {name} cannot run: {_last_line(message)}")
             found.append(Progress(name, status, message, f"{ready}/{count}"))

@@ -100,6 +100,10 @@ class Installation:
         self._command = [str(Path(sys.executable).with_name(command)), *args]
         return self
 
+    def unset(self, variable: str) -> None:
+        """Start without a variable of the environment."""
+        self._env.pop(variable, None)
+
     def __enter__(self) -> Installation:
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
@@ -137,9 +141,11 @@ class Installation:
     @property
     def ray_address(self) -> str:
         """The cluster that `aibrix-ray serve` has started; it prints the address."""
-        found = re.search(r"RAY_ADDRESS=(\S+)", self.log.read_text())
-        assert found is not None
-        return found[1]
+        wait_until(
+            lambda: "RAY_ADDRESS=" in self.log.read_text(), timeout_s=30.0, what="the address"
+        )
+        address: str = re.findall(r"RAY_ADDRESS=(\S+)", self.log.read_text())[0]
+        return address
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""
