@@ -147,7 +147,8 @@ class ModelNotFound(ClientError):
     code = "model_not_found"
 
     def __init__(self, model: str, known: Iterable[str]) -> None:
-        near = difflib.get_close_matches(model, list(known), n=1)
+        # Comparing is quadratic in the length, and this runs on the gateway's loop.
+        near = difflib.get_close_matches(model, list(known), n=1) if len(model) <= 200 else []
         hint = f" Did you mean `{near[0]}`?" if near else ""
         super().__init__(
             f"The model `{_shorten(model)}` does not exist or you do not have access to it.{hint}",

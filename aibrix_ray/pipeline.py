@@ -207,9 +207,12 @@ class Life:
                 retry_after_s=self.model.settings.retry_after_s,
             )
         decision = self.model.policy.choose(self.request, unfilled, now_s)
-        if decision.verdict is Verdict.SEND and decision.replica is not None:
+        if decision.verdict is Verdict.SEND:
+            assert decision.replica is not None, "a policy said SEND without a replica"
             return self._send(decision.replica)
-        return self._wait(now_s)
+        if decision.verdict is Verdict.QUEUE:
+            return self._wait(now_s)
+        raise Overloaded(decision.reason, retry_after_s=self.model.settings.retry_after_s)
 
     def _send(self, replica: ReplicaView) -> ReplicaView:
         self.attempts += 1

@@ -65,7 +65,8 @@ class Registry(Generic[T]):
         module_name, _, attribute = name.partition(":")
         try:
             found: T = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        # A user's module may fail in any way while it is imported.
+        except Exception as error:
             raise ConfigError(
                 path=path,
                 value=name,

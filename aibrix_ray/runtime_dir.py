@@ -1,7 +1,8 @@
 """The folder of this user's sockets and claims on this node.
 
-Its mode is 0700, so a Unix socket in it needs no password. Entries are named so that a later process can tell
-whether their owner still lives; none outlives its process for longer than until the next start.
+Its mode is 0700, so a Unix socket in it needs no password. Entries are named so that a later
+process can tell whether their owner still lives; none outlives its process for longer than until
+the next start.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def runtime_dir() -> Path:
     """
     chosen = os.environ.get(ENVIRONMENT)
     path = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"aibrix_ray-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file stands there: refused below
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
         raise ConfigError(

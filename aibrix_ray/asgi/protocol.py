@@ -52,6 +52,20 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
         self._chunked = False
         self._left: int | None = None
 
+    async def run_asgi(self, app: AsgiApp) -> None:
+        """Run the application; an answer that it leaves incomplete breaks the connection."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception:
+            _LOGGER.exception("the application failed")
+            if not self.response_started:
+                await self.send_500_response()
+        finally:
+            if not self.response_complete and not self.disconnected:
+                _LOGGER.warning("the application ended without completing its answer; cut")
+                self.transport.abort()
+            self.on_response = _nothing
+
     async def send(self, message: Message) -> None:
         """Take an ASGI message; the head is kept until there is something to send with it."""
         if self.flow.write_paused and not self.disconnected:
@@ -117,14 +131,32 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
         self.on_response()
 
 
+def _nothing() -> None:
+    """Be called when it is too late."""
+
+
 class HttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
     """One client connection."""
 
     closing_after_answer = False
     cycle: Answer | None
+    _running: Answer | None = None
+    _replaying = False
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; an offer to upgrade is declined by serving the request as it is."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        if self._replaying:
+            return
         self.url = b""
         self.expect_100_continue = False
         self.headers: Headers = []
@@ -142,6 +174,9 @@ class HttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
 
     def on_headers_complete(self) -> None:
         """Start the application; a pipelined request waits for the one before it."""
+        if self._replaying:
+            self._replaying = False
+            return
         parser = self.parser
         version = parser.get_http_version()
         scope = self.scope
@@ -158,9 +193,25 @@ class HttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def on_url(self, url: bytes) -> None:
+        """Collect the target."""
+        if not self._replaying:
+            self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header."""
+        if not self._replaying:
+            super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        """Note the request's end, and go on reading: that is how a disconnect is noticed."""
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application whose answer is not complete."""
-        answers = [self.cycle, *(answer for answer, _ in self.pipeline)]
+        answers = [self._running, *(answer for answer, _ in self.pipeline)]
         super().connection_lost(exc)
         for answer in answers:
             if answer is not None and not answer.response_complete:
@@ -200,6 +251,7 @@ class HttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
     def _start_asgi_task(self, cycle: Answer, app: AsgiApp) -> None:
         if self.closing_after_answer:
             cycle.keep_alive = False
+        self._running = cycle
         task = self.loop.create_task(cycle.run_asgi(app))
         cycle.scope[TASK] = task
         task.add_done_callback(self.tasks.discard)
@@ -207,3 +259,20 @@ class HttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
 
     def _should_upgrade(self) -> bool:
         return False
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        # The parser stops behind the head of a request that offers an upgrade (what Java's client
+        # sends first) and skips its body. A new one is told of the body's framing alone and goes on
+        # with the same request.
+        framing = [
+            b"%b: %b\r\n" % pair
+            for pair in self.headers
+            if pair[0] in (b"content-length", b"transfer-encoding")
+        ]
+        self.parser = httptools.HttpRequestParser(self)
+        if framing and self.cycle is not None:
+            self.cycle.more_body = True
+            self._replaying = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+        if rest:
+            self.data_received(rest)

@@ -8,6 +8,7 @@ nor signals (replicas run user code off the main thread), nor the event loop (Se
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 
 import uvicorn
@@ -42,6 +43,7 @@ class HttpServer:
         self._config.load()
         self._state = ServerState()
         self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
 
     @property
     def connections(self) -> set[HttpProtocol]:
@@ -55,13 +57,18 @@ class HttpServer:
         sock.listen(BACKLOG)
         server = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
+        self._sockets.append(sock)
 
     async def stop_listening(self) -> None:
         """Accept what the queues hold, then close the listeners; connections stay open."""
-        await asyncio.sleep(0)  # one turn of the loop accepts what had arrived
+        for _ in range(BACKLOG):  # libuv accepts one connection a turn of the loop
+            await asyncio.sleep(0)
+            if not select.select(self._sockets, [], [], 0)[0]:
+                break
         for server in self._servers:
             server.close()
         self._servers.clear()
+        self._sockets.clear()
 
     def drain_connections(self) -> None:
         """Make every open connection close with its next answer (`Connection: close`)."""

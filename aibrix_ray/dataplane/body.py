@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from typing import IO
 
+from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from aibrix_ray.asgi import Headers, Receive
@@ -167,7 +168,7 @@ class _ModelFinder:
         """Spool and parse the next bytes."""
         try:
             self._parser.write(data)
-        except Exception as error:
+        except MultipartParseError as error:
             raise BadRequest(f"The multipart body is malformed: {error}") from error
         self._form.write(data)
         self._base += len(data)
@@ -196,8 +197,12 @@ class _ModelFinder:
                 raise BadRequest("`model` is too long", param="model")
 
     def _end(self) -> None:
-        if self._name == b"model" and self._form.model is None:
-            self._form.found_model(self._value, self._start, self._start + len(self._value))
+        if self._name != b"model" or not self._value:
+            return
+        if self._form.model is not None:
+            # Which one an engine would take is its own business; ours must be the same.
+            raise BadRequest("`model` stands twice in the form", param="model")
+        self._form.found_model(self._value, self._start, self._start + len(self._value))
 
 
 async def _rest(receive: Receive) -> AsyncIterator[bytes]:

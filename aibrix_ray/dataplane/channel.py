@@ -58,6 +58,9 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._closed: str | None = None
         self._answers = 0
+        self._busy = False
+        self._flowing = False
+        self._surplus = False
         self._writable = asyncio.Event()
         self._writable.set()
         self.status = 0
@@ -80,7 +83,11 @@ class Connection(asyncio.Protocol):
         return bool(self._chunks)
 
     def exchange(self, request: bytes, body: bytes) -> None:
-        """Send a request and forget the answer before it."""
+        """Send a request and forget the answer before it.
+
+        Raises:
+            ChannelError: the connection is not open any more.
+        """
         self._begin()
         if len(body) < 65536:
             self._out.write(request + body)
@@ -94,8 +101,8 @@ class Connection(asyncio.Protocol):
         self._out.write(request)
         for chunk in chunks:
             self._out.write(chunk)
-            while not self._writable.is_set() and self._closed is None:
-                await self._writable.wait()
+            await self._writable.wait()
+            self._check_open()
 
     async def head(self) -> None:
         """Wait until the head is here and, of a plain answer, all of it or a bufferful.
@@ -117,6 +124,7 @@ class Connection(asyncio.Protocol):
         Raises:
             ChannelError: the connection broke before the answer's end.
         """
+        self._flowing = True
         while not self._chunks:
             if self.complete:
                 return b""
@@ -136,6 +144,7 @@ class Connection(asyncio.Protocol):
         """Give the connection back after a complete answer; close it otherwise."""
         if self.complete and self.keep_alive and self._closed is None:
             self._answers += 1
+            self._busy = False
             self._endpoint.give_back(self)
         else:
             self.abort("released before its answer was complete")
@@ -146,6 +155,7 @@ class Connection(asyncio.Protocol):
             self._closed = reason
             if self._transport is not None:
                 self._transport.abort()
+            self._writable.set()
             self._wake()
 
     # asyncio.Protocol
@@ -164,6 +174,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the framing parser and wake the reader if that changed anything for it."""
+        if not self._busy:
+            self.abort("the replica sent bytes that belong to no request")
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -182,16 +195,24 @@ class Connection(asyncio.Protocol):
         """Wake the reader; an idle connection leaves the pool."""
         if self._closed is None:
             self._closed = f"connection lost: {exc}" if exc else "connection closed by the replica"
-        if self.head_complete and not self.complete and self._ends_with_connection():
-            self.complete = True
+            if exc is None and self.head_complete and self._ends_with_connection():
+                self.complete = True
         self._endpoint.forget(self)
         self._writable.set()
         self._wake()
 
     # httptools callbacks
 
+    def on_message_begin(self) -> None:
+        """Note a second answer to one request: the connection cannot be used again."""
+        if self.complete:
+            self.keep_alive = False
+            self._surplus = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header of the answer."""
+        if self._surplus:
+            return
         name = name.lower()
         self.headers.append((name, value))
         if name == b"content-type" and value.startswith(b"text/event-stream"):
@@ -200,6 +221,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Note the status; an interim answer (1xx) is dropped."""
         status = self._parser.get_status_code()
+        if self._surplus:
+            return
         if status < 200:
             self.headers.clear()
             return
@@ -209,6 +232,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Keep body bytes for the reader."""
+        if self._surplus:
+            return
         self._chunks.append(data)
         self._buffered += len(data)
 
@@ -219,12 +244,20 @@ class Connection(asyncio.Protocol):
 
     # private
 
+    def _check_open(self) -> None:
+        # A transport that was aborted refuses to be written to with an error of its own.
+        if self._closed is not None:
+            raise ChannelError(self._closed, fresh=self._answers == 0)
+
     @property
     def _out(self) -> asyncio.Transport:
         assert self._transport is not None, "used before it was connected"
         return self._transport
 
     def _begin(self) -> None:
+        self._check_open()
+        self._busy = True
+        self._flowing = self._surplus = False
         self.status = 0
         self.headers = []
         self.streaming = self.head_complete = self.complete = False
@@ -233,8 +266,10 @@ class Connection(asyncio.Protocol):
 
     def _enough(self) -> bool:
         # A plain answer is awaited whole, since it can then still be retried elsewhere, unless it
-        # is larger than the buffer.
-        return bool(self._chunks) if self.streaming else self._buffered > HIGH_WATER_BYTES
+        # is larger than the buffer; once it is being passed on, whatever comes is wanted.
+        if self.streaming or self._flowing:
+            return bool(self._chunks)
+        return self._buffered > HIGH_WATER_BYTES
 
     def _ends_with_connection(self) -> bool:
         names = {name for name, _ in self.headers}

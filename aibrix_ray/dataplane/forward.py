@@ -128,6 +128,9 @@ class Forwarder:
                 if status:
                     return status
         except asyncio.CancelledError:
+            if exchange.expired and exchange.started:
+                # A client that does not read: there is nobody to tell, its connection is cut.
+                raise BrokenAnswer(DeadlineExceeded("the client does not read")) from None
             self._check_interrupted(exchange)
             raise
         finally:
@@ -231,6 +234,9 @@ class Forwarder:
                 replica.header,
             ],
         )
+        if connection.streaming:
+            # We may cut a comment out, or have to add an error frame.
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
         exchange.started = True
         await send({"type": "http.response.start", "status": connection.status, "headers": headers})
         if connection.streaming:
@@ -258,7 +264,13 @@ class Forwarder:
                 exchange.allow(idle_s, self._clock())
                 data = await self._read(exchange, connection)
         except ApiError as error:
-            await self._end_broken(stream, error, send)
+            exchange.usage = stream.usage
+            if stream.done:
+                # The client has it all; only the replica's end of the answer is missing.
+                await send({"type": "http.response.body", "body": b""})
+                return
+            frame = b"data: " + error_body(error) + b"\n\n" + DONE
+            await send({"type": "http.response.body", "body": frame})
             raise BrokenAnswer(error) from error
         exchange.usage = stream.usage
         await send({"type": "http.response.body", "body": stream.flush()})
@@ -284,17 +296,11 @@ class Forwarder:
             self._check_interrupted(exchange)
             raise ReplicaFailed(f"the replica failed during its answer: {error}") from error
 
-    async def _end_broken(self, stream: EventStream, error: ApiError, send: Send) -> None:
-        if stream.done:
-            await send({"type": "http.response.body", "body": b""})
-            return
-        frame = b"data: " + error_body(error) + b"\n\n" + DONE
-        await send({"type": "http.response.body", "body": frame})
-
     async def _hold(self, exchange: Exchange, seconds: float) -> None:
         """Wait for the fleet to change; the client may leave meanwhile."""
         model = exchange.life.model
         model.held += 1
+        exchange.deadline_s = exchange.life.arrived_s + model.settings.timeout_s
         exchange.holding = True
         try:
             await self._fleet.wait_for_change(seconds)

@@ -78,12 +78,13 @@ class PortClaim:
         A sibling must look hung twice in a row: after a suspend or a step of the clock, everybody
         does once.
         """
-        mine_s = self._path.stat().st_mtime
-        old = {
-            pid
-            for pid, path in self._siblings()
-            if pid != os.getpid() and mine_s - path.stat().st_mtime > HUNG_S
-        }
+        old = set()
+        with contextlib.suppress(FileNotFoundError):
+            mine_s = self._path.stat().st_mtime
+            for pid, path in self._siblings():
+                with contextlib.suppress(FileNotFoundError):  # it has just ended
+                    if pid != os.getpid() and mine_s - path.stat().st_mtime > HUNG_S:
+                        old.add(pid)
         confirmed = sorted(old & self._suspects)
         self._suspects = old
         return confirmed

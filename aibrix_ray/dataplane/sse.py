@@ -7,11 +7,15 @@ use to a client before that. Anything else passes through byte for byte, at once
 
 from __future__ import annotations
 
+import re
+
 from aibrix_ray.engines.meta import COMMENT_PREFIX, decode_usage
 from aibrix_ray.types import Usage
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _MARK = COMMENT_PREFIX.rstrip()
+#: A comment stands at the beginning of a line, whatever ends this stream's lines.
+_COMMENT = re.compile(rb"(?:\A|(?<=[\r\n]))%b([^\r\n]*)\n\n" % re.escape(COMMENT_PREFIX))
 #: An "event" larger than this is not one; it is passed on as it comes.
 _MAX_EVENT_BYTES = 8 * 1024 * 1024
 
@@ -55,10 +59,6 @@ class EventStream:
         return data[:cut]
 
     def _cut(self, data: bytes) -> bytes:
-        kept = []
-        for event in data.split(b"\n\n"):
-            if event.startswith(_MARK):
-                self.usage = decode_usage(event[len(_MARK) :]) or self.usage
-            else:
-                kept.append(event)
-        return b"\n\n".join(kept)
+        for found in _COMMENT.finditer(data):
+            self.usage = decode_usage(found[1]) or self.usage
+        return _COMMENT.sub(b"", data)

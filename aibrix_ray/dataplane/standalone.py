@@ -29,11 +29,12 @@ def parse_backend(text: str) -> tuple[str, Address]:
         ConfigError: it is neither.
     """
     model, _, where = text.partition("=")
-    url = urlsplit(where)
     if model and where.startswith("uds:") and len(where) > 4:
         return model, Address(uds=where[4:])
-    if model and url.scheme == "http" and url.hostname and url.port:
-        return model, Address(host=url.hostname, port=url.port)
+    with contextlib.suppress(ValueError):  # a port that is none, an open bracket
+        url = urlsplit(where)
+        if model and url.scheme == "http" and url.hostname and url.port:
+            return model, Address(host=url.hostname, port=url.port)
     raise ConfigError(
         path="--backend",
         value=text,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -66,9 +66,20 @@ _DROPPED_REQUEST = frozenset(
     }
 )
 _DROPPED_RESPONSE = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"trailer"}
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"transfer-encoding",
+        b"trailer",
+        # ours, whatever a replica says
+        b"x-request-id",
+        b"request-id",
+        b"target-replica",
+    }
 )
 _PRIVATE = b"x-aibrix-"
+_ORDINARY_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 _REQUEST_IDS = itertools.count(1)
 _REQUEST_ID_PREFIX = os.urandom(8).hex().encode()
@@ -142,19 +153,31 @@ def request_head(
     ]
     if token:
         parts.append(b"x-aibrix-token: %b\r\n" % token.encode())
+    named = _named_by_connection(headers)
     for name, value in headers:
-        if name not in _DROPPED_REQUEST and not name.startswith(_PRIVATE):
+        if name not in _DROPPED_REQUEST and not name.startswith(_PRIVATE) and name not in named:
             parts.append(b"%b: %b\r\n" % (name, value))
     parts.append(b"\r\n")
     return b"".join(parts)
 
 
-def response_headers(headers: Iterable[tuple[bytes, bytes]], extra: Headers) -> Headers:
+def response_headers(headers: Headers, extra: Headers) -> Headers:
     """Return the headers for the client: the replica's without private ones, and ours."""
+    named = _named_by_connection(headers)
     kept = [
         pair
         for pair in headers
-        if pair[0] not in _DROPPED_RESPONSE and not pair[0].startswith(_PRIVATE)
+        if pair[0] not in _DROPPED_RESPONSE
+        and not pair[0].startswith(_PRIVATE)
+        and pair[0] not in named
     ]
     kept += extra
     return kept
+
+
+def _named_by_connection(headers: Headers) -> Collection[bytes]:
+    """Return the further hop-by-hop headers that `Connection` names (RFC 9110, 7.6.1)."""
+    for name, value in headers:
+        if name == b"connection" and value not in _ORDINARY_CONNECTION:
+            return {token.strip().lower() for token in value.split(b",")}
+    return ()

@@ -77,6 +77,7 @@ def _outlive_no_parent(sentinel: int, pid: int) -> None:
         _note_rendezvous()
         if direct and os.getppid() != pid:  # somebody else holds the other end of the sentinel
             break
+    _dbg(f"sentinel {direct} {os.getppid()} {pid}")
     while direct and os.getppid() == pid:  # it was closed, by a parent that lives on
         time.sleep(_POLL_S)
     _end()
@@ -102,12 +103,16 @@ def _outlive_no_raylet(pid: int) -> None:
     _end()
 
 
+def _dbg(what):
+    with open("/tmp/guard.log","a") as f: f.write(f"{time.monotonic():.4f} {os.getpid()} {what}\n")
 def _end() -> NoReturn:
     """End this process and all below it, and remove what they would leave behind."""
+    _dbg("end")
     folder = EngineFolder(Path(os.environ.get(FOLDER_VARIABLE) or "/nonexistent"))
     # First what is written down, in a millisecond: Ray ends the process group of a dead worker by
     # SIGKILL after 0.2 s, and we may have little of the processor.
     _unlink_names(folder.names())
+    _dbg("ledger done")
     children = descendants(os.getpid())
     names = {name for each in (os.getpid(), *children) for name in _mapped_by(each)}
     # They have guards too, but a worker that has begun to tear itself down takes seconds.
@@ -118,6 +123,7 @@ def _end() -> NoReturn:
     for path in sorted(_OWNED):
         _remove(path)
     folder.remove()
+    _dbg("exit")
     os._exit(1)
 
 
