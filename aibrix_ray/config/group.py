@@ -24,16 +24,21 @@ def _default_max(fields: dict[str, Any]) -> int:
 
 
 class ReplicasConfig(Part):
-    """Between how many replicas a group may have. 0 at least means that it may sleep."""
+    """Between how many replicas a group may have. This release has no autoscaler: `min` run."""
 
     min: int = Field(
-        default=1, ge=0, le=10_000, description="Fewest replicas; 0: started by the first request."
+        default=1,
+        ge=0,
+        le=10_000,
+        description="Fewest replicas, and in this release how many run; 0: the model is known and "
+        "its requests wait, up to `wait_for_replica_s`.",
     )
     max: int = Field(
         default_factory=_default_max,
         ge=1,
         le=10_000,
-        description="Most replicas; default: `min`, at least 1.",
+        description="Most replicas; default: `min`, at least 1. Read by the autoscaler, which comes "
+        "with a later release.",
     )
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ Serve must be told about our own sockets, drains and counts is told here.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -17,8 +18,10 @@ from aibrix_ray.config.gateway import GatewayArgs
 from aibrix_ray.config.group import GroupArgs
 from aibrix_ray.config.parse import parse_gateway_args, parse_group_args
 from aibrix_ray.deployments.membership import GROUP_DEPLOYMENT
-from aibrix_ray.deployments.per_node import GatewaysPerNode
+from aibrix_ray.deployments.counts import FixedReplicas, GatewaysPerNode
 from aibrix_ray.deployments.router import MembershipRouter
+
+logger = logging.getLogger(__name__)
 
 #: Serve counts only requests that came through it, none of ours: it must neither wait before it
 #: calls our destructor nor kill us before our own drain timeout has passed.
@@ -71,10 +74,15 @@ def replica_group(args: dict[str, Any]) -> Application:
 
     check_ray()
     parsed = parse_group_args(args)
+    if parsed.replicas.max > max(1, parsed.replicas.min):
+        logger.warning(
+            "%s: replicas.max has no effect yet (no autoscaler in this release); %s run",
+            parsed.model,
+            parsed.replicas.min,
+        )
     ensure_telemetry()
     deployment = serve.deployment(EngineReplica).options(
         name=GROUP_DEPLOYMENT,
-        num_replicas=parsed.replicas.min,
         ray_actor_options=_actor_options(parsed),
         max_ongoing_requests=_UNLIMITED,
         graceful_shutdown_wait_loop_s=0.1,
@@ -82,6 +90,7 @@ def replica_group(args: dict[str, Any]) -> Application:
         max_surge_percent=parsed.max_surge_percent,
         request_router_config=RequestRouterConfig(request_router_class=MembershipRouter),
         **_HEALTH,
+        **_group_count(parsed),
     )
     application: Application = deployment.bind(parsed)
     return application
@@ -103,6 +112,18 @@ def _gateway_count(args: GatewayArgs) -> dict[str, Any]:
             downscale_delay_s=0.0,
             policy=policy,
         ),
+    }
+
+
+def _group_count(args: GroupArgs) -> dict[str, Any]:
+    if args.replicas.min:
+        return {"num_replicas": args.replicas.min}
+    # Serve takes a count of zero only from an autoscaling policy.
+    policy = AutoscalingPolicy(policy_function=FixedReplicas, policy_kwargs={"count": 0})
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=0, initial_replicas=0, max_replicas=args.replicas.max, policy=policy
+        )
     }
 
 

@@ -77,9 +77,12 @@ def _outlive_no_parent(sentinel: int, pid: int) -> None:
         _note_rendezvous()
         if direct and os.getppid() != pid:  # somebody else holds the other end of the sentinel
             break
-    _dbg(f"sentinel {direct} {os.getppid()} {pid}")
-    while direct and os.getppid() == pid:  # it was closed, by a parent that lives on
-        time.sleep(_POLL_S)
+    # A dying parent closes its files a moment before its children see it gone; a parent that lives
+    # on may have closed the sentinel with its Process object.
+    pause_s = 0.002
+    while direct and os.getppid() == pid:
+        time.sleep(pause_s)
+        pause_s = min(_POLL_S, pause_s * 1.2)
     _end()
 
 
@@ -103,18 +106,14 @@ def _outlive_no_raylet(pid: int) -> None:
     _end()
 
 
-def _dbg(what):
-    with open("/tmp/guard.log","a") as f: f.write(f"{time.monotonic():.4f} {os.getpid()} {what}\n")
 def _end() -> NoReturn:
     """End this process and all below it, and remove what they would leave behind."""
-    _dbg("end")
     folder = EngineFolder(Path(os.environ.get(FOLDER_VARIABLE) or "/nonexistent"))
     # First what is written down, in a millisecond: Ray ends the process group of a dead worker by
     # SIGKILL after 0.2 s, and we may have little of the processor.
     _unlink_names(folder.names())
-    _dbg("ledger done")
     children = descendants(os.getpid())
-    names = {name for each in (os.getpid(), *children) for name in _mapped_by(each)}
+    names = {name for each in (os.getpid(), *children) for name in mapped_names(each)}
     # They have guards too, but a worker that has begun to tear itself down takes seconds.
     for child in children:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -123,7 +122,6 @@ def _end() -> NoReturn:
     for path in sorted(_OWNED):
         _remove(path)
     folder.remove()
-    _dbg("exit")
     os._exit(1)
 
 
@@ -197,7 +195,7 @@ def mapped_inodes(maps: str) -> set[tuple[int, int]]:
     }
 
 
-def _mapped_by(pid: int) -> set[str]:
+def mapped_names(pid: int) -> set[str]:
     """Return the names in /dev/shm of what a process has mapped, of the forms that are ours."""
     try:
         inodes = mapped_inodes((_PROC / str(pid) / "maps").read_text(errors="replace"))
@@ -214,8 +212,9 @@ def _mapped_by(pid: int) -> set[str]:
 
 def _unlink_names(names: Iterable[str]) -> None:
     for name in names:
-        with contextlib.suppress(OSError):
-            (_SHM / name).unlink()
+        if _OURS.fullmatch(name):
+            with contextlib.suppress(OSError):
+                (_SHM / name).unlink()
 
 
 def _remove(path: str) -> None:
@@ -248,7 +247,7 @@ class EngineFolder:
 
     def note_names(self) -> None:
         """Write down what this process's descendants have mapped: now the names are known."""
-        names = {name for child in descendants(os.getpid()) for name in _mapped_by(child)}
+        names = {name for child in descendants(os.getpid()) for name in mapped_names(child)}
         (self.path / "names").write_text("\n".join(sorted(names)))
 
     def names(self) -> list[str]:

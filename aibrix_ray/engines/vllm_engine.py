@@ -48,14 +48,8 @@ class VllmEngine:
     ) -> None:
         """Check versions and configuration; nothing is started.
 
-        Args:
-            identity: who this engine is in reports; `identity.model` is the name it serves.
-            config: the engine's settings.
-            source: a local directory or a Hugging Face id.
-            revision: the source's branch, tag or commit.
-            tensor_parallel: accelerators that share each layer.
-            pipeline_parallel: stages of layers.
-            accelerator: what the group is placed on; `None` is the CPU.
+        `source` is a local directory or a Hugging Face id, `identity.model` the name under which it
+        is served; without `accelerator` the CPU is meant.
 
         Raises:
             VersionError: vLLM is absent or outside of the tested range.
@@ -68,11 +62,9 @@ class VllmEngine:
         if self._on_cpu:
             check_dtype(config.dtype, _cpu_flags())
         self._is_local = Path(source).is_dir()
-        self._arguments = engine_arguments(
-            config,
-            on_cpu=self._on_cpu,
-            kv_cache_by_environment=_CPU_KV_VARIABLE in os.environ,
-        ) | {
+        by_environment = _CPU_KV_VARIABLE in os.environ
+        self._arguments = {
+            **engine_arguments(config, on_cpu=self._on_cpu, kv_cache_by_environment=by_environment),
             "model": source,
             "served_model_name": [identity.model],
             "revision": revision,
@@ -300,14 +292,21 @@ def set_environment(
     if offline:
         defaults["HF_HUB_OFFLINE"] = "1"
     if on_cpu:
-        # Without binding, replicas of one node do not all sit on its first cores. One core is left
-        # to the loops of replica and EngineCore.
-        defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        defaults["OMP_NUM_THREADS"] = str(max(1, cores - 1))
-        if eager:
-            # Eager mode alone leaves some functions of the sampler that torch compiles at the first
-            # request that needs them (logprobs): half a minute in which the engine answers nobody,
-            # and a C++ compiler on the machine.
-            defaults["TORCH_COMPILE_DISABLE"] = "1"
+        defaults |= _cpu_environment(eager=eager, cores=cores)
     for name, value in defaults.items():
         environment.setdefault(name, value)
+
+
+def _cpu_environment(*, eager: bool, cores: int) -> dict[str, str]:
+    told = {
+        # Bound threads would put all replicas of a node on its first cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # One core is left to the loops of replica and EngineCore.
+        "OMP_NUM_THREADS": str(max(1, cores - 1)),
+    }
+    if eager:
+        # Eager mode alone leaves functions of the sampler that torch compiles at the first request
+        # that needs them (logprobs): half a minute in which the engine answers nobody, and a C++
+        # compiler on the machine.
+        told["TORCH_COMPILE_DISABLE"] = "1"
+    return told

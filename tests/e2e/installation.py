@@ -76,6 +76,8 @@ def metric(url: str, prefix: str) -> int:
 class Installation:
     """A running `aibrix-ray serve`; use as a context manager."""
 
+    wants_replicas = True
+
     def __init__(self, text: str, *, env: dict[str, str] | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="aibrix-e2e-"))
         self.file = self._folder / "config.yaml"
@@ -178,7 +180,8 @@ class Installation:
         assert self._process.poll() is None, "the driver has ended"
         with contextlib.suppress(httpx.HTTPError):
             state = httpx.get(f"{self.url}/readyz")
-            return state.status_code == 200 and all(state.json()["ready_replicas"].values() or [0])
+            replicas = state.json()["ready_replicas"].values()
+            return state.status_code == 200 and (all(replicas) or not self.wants_replicas)
         return False
 
 

@@ -149,6 +149,24 @@ def test_the_same_application_serves_behind_serve_s_proxy() -> None:
         wait_until(lambda: _in_flight(running) == 0, timeout_s=5.0, what="aborted")
 
 
+def test_a_model_at_zero_replicas_is_known_and_its_requests_wait() -> None:
+    """U19: never a final 404 for a model that is only cold."""
+    text = simulated_file(per_node=1).replace("{min: 1, max: 1}", "{min: 0, max: 1}")
+    installation = Installation(text.replace("wait_for_replica_s: 30", "wait_for_replica_s: 1"))
+    installation.wants_replicas = False
+    body = {"model": "sim", "prompt": "Hello"}
+    with installation as running:
+        wait_until(
+            lambda: '"sim"' in httpx.get(f"{running.url}/v1/models").text,
+            timeout_s=20.0,
+            what="the model is listed",
+        )
+        answer = httpx.post(f"{running.url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["code"] == "no_ready_replica"
+
+
 def _in_flight(installation: Installation) -> int:
     text = httpx.get(f"{installation.url}/metrics").text
     (line,) = [x for x in text.splitlines() if x.startswith("aibrix_ray_in_flight_requests ")]

@@ -28,7 +28,7 @@ from aibrix_ray.asgi import HttpServer, Message, Receive, Scope, Send, unix_sock
 from aibrix_ray.config.engine import VllmEngineConfig
 from aibrix_ray.dataplane import FORWARDED_PATHS
 from aibrix_ray.engines import ReplicaIdentity
-from aibrix_ray.engines.guard import _mapped_by, descendants
+from aibrix_ray.engines.guard import descendants, mapped_names
 from aibrix_ray.engines.meta import ReplicaApp
 from aibrix_ray.models import resolve_model
 
@@ -151,7 +151,7 @@ def engine(checkpoint: Path) -> Iterator[EngineProcess]:
     """The engine that all tests share; it is stopped in order, which leaves nothing."""
     with short_folder() as folder, _shared_engine(folder, checkpoint) as owner:
         yield owner
-        names = {name for pid in descendants(owner.pid) for name in _mapped_by(pid)}
+        names = {name for pid in descendants(owner.pid) for name in mapped_names(pid)}
         assert names
         owner.process.terminate()
         assert owner.process.wait(60.0) == 0, owner.log.read_text()[-4000:]

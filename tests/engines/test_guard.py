@@ -46,11 +46,12 @@ def are_gone(pids: Iterable[int], names: Iterable[str] = (), paths: Iterable[str
 
 
 def child_main(report: Any, guarded: bool) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # EngineCore has a handler too
     if guarded:
         guard.die_with_parent()
     shared = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
     lock = multiprocessing.get_context("spawn").Lock()
-    report.send({"pid": os.getpid(), "names": sorted(guard._mapped_by(os.getpid()))})
+    report.send({"pid": os.getpid(), "names": sorted(guard.mapped_names(os.getpid()))})
     threading.Event().wait()
     print(shared, lock)  # both are used until the end
 
@@ -63,19 +64,29 @@ def owner_main(told: str) -> None:
     if options["socket"]:
         guard.remove_at_end(options["socket"])
         socket.socket(socket.AF_UNIX).bind(options["socket"])
-    folder = EngineFolder.create() if options["folder"] else None
-    if folder is not None:
-        os.environ[guard.FOLDER_VARIABLE] = str(folder.path)
+    about = own_child(guarded=options["guarded"], folder=options["folder"])
+    print(json.dumps(about), flush=True)
+    threading.Event().wait()
+
+
+def own_child(*, guarded: bool, folder: bool) -> dict[str, Any]:
+    """Start a child with shared memory and a lock, and tell all that must go with it."""
+    made = EngineFolder.create() if folder else None
+    if made is not None:
+        os.environ[guard.FOLDER_VARIABLE] = str(made.path)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    child = context.Process(target=child_main, args=(theirs, options["guarded"]), daemon=True)
+    child = context.Process(target=child_main, args=(theirs, guarded), daemon=True)
     child.start()
-    about = ours.recv()
-    if folder is not None:
-        folder.note_names()
+    _CHILDREN.append(child)
+    about: dict[str, Any] = ours.recv()
+    if made is not None:
+        made.note_names()
     below = guard.descendants(os.getpid())  # the resource tracker too
-    print(json.dumps(about | {"folder": str(folder and folder.path), "below": below}), flush=True)
-    threading.Event().wait()
+    return about | {"folder": str(made and made.path), "below": below}
+
+
+_CHILDREN: list[Any] = []  # a child outlives no collection of its Process object by accident
 
 
 def start_owner(
@@ -221,7 +232,7 @@ def test_a_semaphore_is_found_by_its_inode(tmp_path: Path) -> None:
     name = "sem." + lock._semlock.name.lstrip("/")
     maps = Path("/proc/self/maps").read_text()
     assert name not in maps  # its maker sees the first, deleted name of the same inode
-    assert name in guard._mapped_by(os.getpid())
+    assert name in guard.mapped_names(os.getpid())
 
 
 def test_only_shared_memory_counts_in_a_map() -> None:
@@ -317,40 +328,56 @@ def test_a_long_runtime_folder_is_not_used_for_sockets(monkeypatch: pytest.Monke
         assert len(str(folder.path)) + 37 <= 107
 
 
+RAY_DRIVER = """
+import json, os, ray, sys
+from aibrix_ray.engines import guard
+from tests.engines import test_guard
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+@ray.remote
+class Replica:
+    def own(self):
+        guard.exit_with_raylet()
+        about = test_guard.own_child(guarded=True, folder=True)
+        raylet = int(os.environ.get(guard.RAYLET_VARIABLE) or os.getppid())
+        return about | {"replica": os.getpid(), "raylet": raylet}
+
+print(json.dumps(ray.get((replica := Replica.remote()).own.remote())), flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.ray
 @linux
-async def test_an_actor_ends_with_a_real_raylet(tmp_path: Path) -> None:
-    code = (
-        "import os, ray, sys\n"
-        "from aibrix_ray.engines import guard\n"
-        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
-        "@ray.remote\n"
-        "class Replica:\n"
-        "    def guarded(self):\n"
-        "        guard.exit_with_raylet()\n"
-        "        return os.getpid(), int(os.environ.get(guard.RAYLET_VARIABLE) or os.getppid())\n"
-        "print(*ray.get((replica := Replica.remote()).guarded.remote()), flush=True)\n"
-        "sys.stdin.read()\n"
-    )
+@pytest.mark.parametrize("victim", ["replica", "raylet"])
+async def test_a_ray_actor_ends_and_leaves_nothing(tmp_path: Path, victim: str) -> None:
+    # Of a dead actor Ray also ends the process group: SIGTERM, and SIGKILL 0.2 s later.
     driver = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [sys.executable, "-W", "ignore", "-c", RAY_DRIVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ
+        | {
+            "AIBRIX_RAY_RUNTIME_DIR": str(tmp_path / "run"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
     )
     try:
         assert driver.stdout is not None
         assert driver.stdin is not None
         with driver.stdout, driver.stdin:
-            replica, raylet = map(int, driver.stdout.readline().split())
-            assert "raylet" in Path(f"/proc/{raylet}/cmdline").read_text()
-            below = [replica, *guard.descendants(replica)]
-            kill(raylet)
-            took_s = await eventually(
-                lambda: are_gone(below), within_s=GONE_WITHIN_S, what="the actor is gone"
+            about = json.loads(driver.stdout.readline())
+            assert "raylet" in Path(f"/proc/{about['raylet']}/cmdline").read_text()
+            kill(about[victim])
+            await eventually(
+                lambda: are_gone(
+                    [about["replica"], *about["below"]], about["names"], [about["folder"]]
+                ),
+                within_s=GONE_WITHIN_S,
+                what="the actor and all of its child are gone",
             )
-            assert took_s < GONE_WITHIN_S
     finally:
         for pid in (*guard.descendants(driver.pid), driver.pid):
             kill(pid)

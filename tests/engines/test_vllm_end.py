@@ -68,7 +68,7 @@ async def look(owner: EngineProcess, folder: Path) -> Remains:
         next(pid for pid in below if word in command[pid])
         for word in (b"EngineCore", b"Worker", b"resource_tracker")
     )
-    names = frozenset(name for pid in below for name in guard._mapped_by(pid))
+    names = frozenset(name for pid in below for name in guard.mapped_names(pid))
     assert sorted(name[:4] for name in names) == ["psm_", "psm_", "sem."]
     # The worker notes the file by which its ranks met within a second.
     await eventually(

@@ -1,7 +1,7 @@
-"""Keeps the number of gateways at so many a node. Runs inside Serve's controller.
+"""How many replicas there are, as deployment-level policies inside Serve's controller.
 
-The controller may not have this package: the class is pickled by value, so it imports nothing of
-ours.
+The controller may not have this package: the classes are pickled by value, so they import nothing
+of ours.
 """
 
 from __future__ import annotations
@@ -43,3 +43,14 @@ class GatewaysPerNode:
                 # The GCS may be away for a while; the last number stays.
                 self._nodes = self._nodes or 0
             time.sleep(self._period_s)
+
+
+class FixedReplicas:
+    """Always the same count, whatever the load."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._count = count
+
+    def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
+        """Return the count."""
+        return self._count, {}
