@@ -115,7 +115,7 @@ def test_case_and_punctuation_do_not_matter(tiny: Tiny) -> None:
 
 
 def test_most_ways_of_asking_get_the_entrys_answer(tiny: Tiny) -> None:
-    pairs = {question: entry.answer for entry in ENTRIES for question in entry.ask[1:4]}
+    pairs = {question: entry.answer for entry in ENTRIES for question in entry.ask[1:9:3]}
     assert len(tiny.wrong(pairs)) <= len(pairs) // 20
 
 
