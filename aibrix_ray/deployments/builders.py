@@ -17,8 +17,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from aibrix_ray.config.gateway import GatewayArgs
 from aibrix_ray.config.group import GroupArgs
 from aibrix_ray.config.parse import parse_gateway_args, parse_group_args
-from aibrix_ray.deployments.membership import GROUP_DEPLOYMENT
 from aibrix_ray.deployments.counts import FixedReplicas, GatewaysPerNode
+from aibrix_ray.deployments.membership import GROUP_DEPLOYMENT
 from aibrix_ray.deployments.router import MembershipRouter
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from aibrix_ray.asgi import HttpServer, Message, Receive, Scope, Send, unix_sock
 from aibrix_ray.config.engine import VllmEngineConfig
 from aibrix_ray.dataplane import FORWARDED_PATHS
 from aibrix_ray.engines import ReplicaIdentity
-from aibrix_ray.engines.guard import descendants, mapped_names
+from aibrix_ray.engines.guard import EngineFolder, descendants, mapped_names
 from aibrix_ray.engines.meta import ReplicaApp
 from aibrix_ray.models import resolve_model
 
@@ -86,12 +86,13 @@ class EngineProcess:
         return int((await self.stats())["running"])
 
     def kill(self) -> None:
-        """SIGKILL the owner and what is below it."""
+        """SIGKILL the owner and what is below it, and remove what that leaves."""
         below = descendants(self.pid)
         for pid in (self.pid, *below):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        EngineFolder.sweep(Path(self.uds).parent / "run")
 
 
 @contextlib.contextmanager
