@@ -37,8 +37,8 @@ class ReplicasConfig(Part):
         default_factory=_default_max,
         ge=1,
         le=10_000,
-        description="Most replicas; default: `min`, at least 1. For the autoscaler, which comes with "
-        "a later release.",
+        description="Most replicas; default: `min`, at least 1. For the autoscaler, which comes "
+        "with a later release.",
     )
 
     @model_validator(mode="after")

@@ -159,7 +159,12 @@ class Installation:
 
     def descendants(self) -> list[int]:
         """Every process that this installation started, directly or not, and that lives."""
-        return [pid for pid in _pids() if _belongs(pid, str(self.runtime_dir))]
+        found = {pid for pid in _pids() if _belongs(pid, str(self.runtime_dir))}
+        # A process that sets its title may write over its environment: its parent tells.
+        parents = {pid: _parent(pid) for pid in _pids()}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
 
     def pids(self, part: str) -> list[int]:
         """The processes whose title contains `part`, oldest first."""
@@ -214,6 +219,13 @@ def shared_memory(pid: int) -> set[str]:
     """Return the names under /dev/shm that a process has mapped."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     return set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-)\S+)", maps))
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def title(pid: int) -> str:
