@@ -135,7 +135,7 @@ _LOOSE_STARTS = frozenset(
 def reword(question: str, rng: Random) -> str:
     """Return `question` as somebody else might have typed it."""
     text = question
-    if text.split()[0].lower() in _LOOSE_STARTS:
+    if text.partition(" ")[0].lower() in _LOOSE_STARTS:
         text = _other_words(text, rng)
     if rng.random() < 0.12:
         text = _mistype(text, rng)
@@ -231,8 +231,8 @@ def _other_case(text: str, rng: Random) -> str:
         return text.title()
     if draw < 0.5:
         return _lower_first(text)
-    return text[0].upper() + text[1:]
+    return text[:1].upper() + text[1:]
 
 
 def _lower_first(text: str) -> str:
-    return text[0].lower() + text[1:]
+    return text[:1].lower() + text[1:]

@@ -161,15 +161,17 @@ class Installation:
         """Every process that this installation started, directly or not, and that lives."""
         found = {pid for pid in _pids() if _belongs(pid, str(self.runtime_dir))}
         # A process that sets its title may write over its environment: its parent tells.
-        parents = {pid: _parent(pid) for pid in _pids()}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return sorted(found)
+        return sorted(found | _below(found))
 
     def pids(self, part: str) -> list[int]:
         """The processes whose title contains `part`, oldest first."""
         found = [pid for pid in self.descendants() if part in title(pid)]
         return sorted(found, key=_started)
+
+    def engine_processes(self, group: str) -> list[int]:
+        """The replicas of a group and every process that they have started."""
+        replicas = self.engines(group)
+        return [*replicas, *_below(set(replicas))]
 
     def gateways(self) -> list[int]:
         return self.pids("ServeReplica:gateway:gateway")
@@ -185,8 +187,9 @@ class Installation:
         assert self._process.poll() is None, "the driver has ended"
         with contextlib.suppress(httpx.HTTPError):
             state = httpx.get(f"{self.url}/readyz")
-            replicas = state.json()["ready_replicas"].values()
-            return state.status_code == 200 and (all(replicas) or not self.wants_replicas)
+            if state.status_code != 200:  # also Serve's proxy, before the application is there
+                return False
+            return all(state.json()["ready_replicas"].values()) or not self.wants_replicas
         return False
 
 
@@ -219,6 +222,14 @@ def shared_memory(pid: int) -> set[str]:
     """Return the names under /dev/shm that a process has mapped."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     return set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-)\S+)", maps))
+
+
+def _below(roots: set[int]) -> set[int]:
+    parents = {pid: _parent(pid) for pid in _pids()}
+    found: set[int] = set()
+    while more := {pid for pid, parent in parents.items() if parent in roots | found} - found:
+        found |= more
+    return found
 
 
 def _parent(pid: int) -> int:

@@ -28,7 +28,7 @@ VICTIMS: dict[str, Callable[[Installation], int]] = {
 def test_no_engine_outlives_its(victim: str) -> None:
     env = {"RAY_process_group_cleanup_enabled": "0"}
     with Installation(QUICKSTART.read_text(), env=env) as installation:
-        engine = [*installation.engines("tiny"), *installation.pids("VLLM::")]
+        engine = installation.engine_processes("tiny")
         gateways = installation.gateways()
         assert len(engine) >= 2
         names = {name for pid in engine for name in shared_memory(pid)}

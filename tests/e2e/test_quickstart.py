@@ -247,7 +247,7 @@ def test_private_paths_are_not_forwarded(installation: Installation) -> None:
 def test_no_engine_process_survives_its_replica(installation: Installation) -> None:
     """The guard of engines/guard.py, with Ray's own process-group clean-up switched off."""
     (replica,) = installation.engines("tiny")
-    engine = installation.pids("VLLM::")
+    engine = [pid for pid in installation.engine_processes("tiny") if pid != replica]
     assert engine
     names = {name for pid in engine for name in shared_memory(pid)}
     assert names

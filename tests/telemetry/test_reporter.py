@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -81,7 +80,6 @@ async def test_replicas_of_a_node_share_one_reporter_and_its_calls(cluster: Any)
         await view.until(lambda: len(view.replicas) == 3)
         telemetry = await telemetry_now()
         before = await telemetry.statistics.remote()
-        began_s = time.monotonic()
 
         async def more_was_merged() -> bool:
             now = await telemetry.statistics.remote()
@@ -89,8 +87,6 @@ async def test_replicas_of_a_node_share_one_reporter_and_its_calls(cluster: Any)
 
         await until(more_was_merged)
         after = await telemetry.statistics.remote()
-        # Unchanged figures come as heartbeats, once a second a replica.
-        assert time.monotonic() - began_s > 0.8
         assert after.reports - before.reports <= after.stats_merged - before.stats_merged
     names = [a["name"] for a in cluster.util.list_named_actors(all_namespaces=True)]
     assert sorted(names) == [f"reporter-{my_node(cluster)}", "telemetry"]
