@@ -85,6 +85,7 @@ class Installation:
         self.port = free_port()
         self.runtime_dir = self._folder / "run"
         self.log = self._folder / "log"
+        self._started: set[tuple[int, int]] = set()
         self.run_by("aibrix-ray", "serve", str(self.file), "--no-dashboard")
         self._env = {
             **os.environ,
@@ -121,6 +122,8 @@ class Installation:
             print(self.log.read_text()[-4000:])
             self.__exit__()
             raise
+        # Ray's agents hide their environment behind their titles and lose their parent with it.
+        self._started = {(pid, _started(pid)) for pid in self.descendants()}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -128,7 +131,8 @@ class Installation:
             self.interrupt()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(30.0)
-        for pid in self.descendants():
+        left = {pid for pid, started in self._started if _started(pid) == started and alive(pid)}
+        for pid in left | set(self.descendants()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if self._process.poll() is None:
