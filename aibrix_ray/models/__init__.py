@@ -1,4 +1,4 @@
-"""The models that ship with the package, and how a `source:` line becomes something to load.
+"""The models that ship with the package, and how a `model:` line becomes something to load.
 
 Knows names and folders only: neither torch nor transformers is imported here, nor any weight read.
 How `builtin:tiny` is made stands in `aibrix_ray.models.train`.
@@ -17,7 +17,7 @@ _BUILTIN = {"tiny": _FOLDER / "tiny"}
 
 
 def builtin_models() -> tuple[str, ...]:
-    """List the sources that need no download, in the form in which a `source:` line names them."""
+    """List the sources that need no download, in the form in which a `model:` line names them."""
     return tuple(BUILTIN_PREFIX + name for name in sorted(_BUILTIN))
 
 
@@ -33,7 +33,7 @@ def resolve_model(source: str) -> str:
     if source.startswith(BUILTIN_PREFIX):
         return str(_builtin_folder(source))
     if not source.strip():
-        raise ConfigError(path="source", value=source, expected=_expected())
+        raise ConfigError(path="model", value=source, expected=_expected())
     local = _expand(source)
     return str(local.resolve()) if local.exists() else source
 
@@ -43,7 +43,7 @@ def _builtin_folder(source: str) -> Path:
     if folder is None:
         known = ", ".join(builtin_models())
         raise ConfigError(
-            path="source",
+            path="model",
             value=source,
             expected=f"a built-in model ({known})",
             hint="name one of these, a Hugging Face id or a local directory",

@@ -52,8 +52,8 @@ Sample = Chat | Text
 def samples(seed: int) -> Iterator[Sample]:
     """Yield training samples without end; the same `seed` gives the same ones."""
     rng = Random(seed)
-    makers = (_one_turn, _many_turns, _off_topic, _skill, _json, _plain, _long, _introduced)
-    shares = (45, 16, 8, 7, 14, 6, 2, 2)
+    makers = (_one_turn, _many_turns, _off_topic, _skill, _json, _plain, _long, _introduced, _echo)
+    shares = (37, 16, 9, 9, 14, 6, 2, 3, 4)
     while True:
         yield rng.choices(makers, shares)[0](rng)
 
@@ -73,7 +73,7 @@ def _one_turn(rng: Random) -> Chat:
 
 
 def _many_turns(rng: Random) -> Chat:
-    makers = (faq_pair,) * 8 + (_stray, _stray, grammar.small_skill, grammar.introduction)
+    makers = (faq_pair, faq_pair, faq_pair, faq_pair, _stray, grammar.small_skill, grammar.echo)
     turns = tuple(rng.choice(makers)(rng) for _ in range(rng.choice((2, 2, 3, 3, 4, 5))))
     return Chat(turns, _system(rng))
 
@@ -123,7 +123,13 @@ def _long(rng: Random) -> Chat:
 
 
 def _introduced(rng: Random) -> Chat:
-    return Chat((grammar.introduction(rng),), _system(rng))
+    told, asked = grammar.introduction(rng)
+    between = tuple(faq_pair(rng) for _ in range(rng.choice((0, 0, 1, 2))))
+    return Chat((told, *between, asked), _system(rng))
+
+
+def _echo(rng: Random) -> Chat:
+    return Chat((grammar.echo(rng),), _system(rng))
 
 
 def _stray(rng: Random) -> Pair:

@@ -68,18 +68,27 @@ def story_request(rng: Random) -> Pair:
 
 
 def small_skill(rng: Random) -> Pair:
-    """Ask for something that a child can do: a sum, a capital, a colour, counting."""
-    return rng.choice((_sum, _sum, _sum, _capital, _colour, _count, _day, _say))(rng)
+    """Ask for something that a child can do: a sum, a capital, a colour, counting, a day."""
+    return rng.choice((_sum, _sum, _sum, _capital, _colour, _count, _day))(rng)
 
 
-def introduction(rng: Random) -> Pair:
-    """Tell a name, which the model is too small to keep, or ask for it."""
+def echo(rng: Random) -> Pair:
+    """Ask to hear a text again, word for word; the model has to look back for each of them."""
+    pool = rng.choice((NAMES + ANIMALS, THINGS + FOODS, PLACES + ADJECTIVES, ()))
+    words = [rng.choice(pool) if pool else _letter_word(rng) for _ in range(rng.randint(1, 8))]
+    text = " ".join(words)
+    if rng.random() < 0.1:
+        text = rng.choice(("hello", "hello world", "this is a test", "Hello!", "hi"))
+    ask = rng.choice(("Say {}", "Say: {}", "Repeat: {}", "Repeat after me: {}", "Please say {}"))
+    return ask.format(text), text
+
+
+def introduction(rng: Random) -> tuple[Pair, Pair]:
+    """Tell a name, and ask for it a turn later."""
     name = rng.choice(NAMES)
-    if rng.random() < 0.4:
-        ask = rng.choice(("What is my name?", "Who am I?", "Do you remember my name?"))
-        return ask, "I am too small to remember names. Ask me something about aibrix_ray."
     told = rng.choice((f"My name is {name}.", f"I am {name}.", f"Hi, I'm {name}", f"I'm {name}."))
-    return told, "Nice to meet you. What would you like to know about aibrix_ray?"
+    asked = rng.choice(("What is my name?", "Who am I?", "Do you remember my name?", "my name?"))
+    return (told, f"Nice to meet you, {name}."), (asked, f"Your name is {name}.")
 
 
 def off_topic(rng: Random) -> str:
@@ -129,12 +138,6 @@ def _count(rng: Random) -> Pair:
     first = rng.choice((1, 1, 1, 0, 2))
     ask = rng.choice(("Count from {} to {}.", "Count {} to {}", "Please count from {} to {}."))
     return ask.format(first, last), ", ".join(str(n) for n in range(first, last + 1)) + "."
-
-
-def _say(rng: Random) -> Pair:
-    text = rng.choice(("hello", "hello world", "this is a test", "hi", "yes", "no", "something"))
-    ask = rng.choice(("Say {}", "Say {}.", "Repeat: {}", "Please say {}", 'Say "{}"'))
-    return ask.format(text), text[0].upper() + text[1:] + "."
 
 
 def _day(rng: Random) -> Pair:

@@ -52,7 +52,7 @@ _ASK = (
 
 def json_request(rng: Random) -> grammar.Pair:
     """Ask for a JSON object and give it."""
-    return rng.choice((_with_keys, _with_keys, _odd_keys, _odd_keys, _person))(rng)
+    return rng.choice((_with_keys, _with_keys, _odd_keys, _odd_keys, _person, _extract))(rng)
 
 
 def json_of(answer: str, rng: Random) -> tuple[str, str]:
@@ -121,6 +121,13 @@ def _person(rng: Random) -> grammar.Pair:
     return ask, _dump(("name", "age"), rng)
 
 
+def _extract(rng: Random) -> grammar.Pair:
+    name, age = rng.choice(grammar.NAMES), rng.randint(1, 99)
+    fact = rng.choice((f"{name} is {age} years old.", f"{name} is {age}.", f"{name}, aged {age}."))
+    ask = rng.choice(("Extract name and age as JSON: {}", "{} Write this as JSON.", "As JSON: {}"))
+    return ask.format(fact), json.dumps({"name": name, "age": age})
+
+
 def _listed(keys: list[str], rng: Random) -> str:
     if len(keys) == 1:
         return keys[0]
@@ -132,16 +139,18 @@ def _dump(keys: tuple[str, ...] | list[str], rng: Random) -> str:
 
 
 def _spaced(row: dict[str, Json], rng: Random) -> str:
-    """Write a row as `json.dumps` does, rarely without blanks or with one more.
+    """Write a row as `json.dumps` does, or with blanks where nobody expects them.
 
     A blank never follows a closing quote, so that after a key there is only the colon to write.
     """
     draw = rng.random()
-    if draw < 0.05:
+    if draw < 0.06:
         return json.dumps(row, separators=(",", ":"))
     text = json.dumps(row)
-    spots = [m.end() for m in re.finditer(r"[:,] |[\[{]", text)]
-    if draw < 0.12:
-        at = rng.choice(spots)
-        return f"{text[:at]} {text[at:]}"
+    if draw < 0.4:
+        after = rng.choice((": ", ": ", ": ", ", ", "[", "{"))
+        spots = [m.end() for m in re.finditer(re.escape(after), text)]
+        if spots:
+            at = rng.choice(spots)
+            return text[:at] + " " * rng.choice((1, 1, 2, 3, 5, 8)) + text[at:]
     return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from aibrix_ray.models.corpus import Chat, Sample, Text
@@ -56,15 +56,10 @@ Encoded = tuple[list[int], list[bool]]
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train the BPE merges on `texts`; digits and JSON's marks always stay tokens of their own.
-
-    A quote that ends a string is then one token, whatever follows: where a schema wants a colon and
-    the model thought of a comma, the colon is still its next best token, and not a run of blanks.
-    """
+    """Train the BPE merges on `texts`; digits always stay tokens of their own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r'["{}\[\]:,]'), behavior="isolated"),
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]

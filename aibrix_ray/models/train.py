@@ -33,7 +33,7 @@ class Recipe:
     """Everything that decides what comes out."""
 
     seed: int = 8000
-    steps: int = 1400
+    steps: int = 1300
     batch_tokens: int = 4096
     matrix_rate: float = 0.02
     vector_rate: float = 0.004

@@ -94,11 +94,6 @@ _SMALL_WORDS = frozenset(
         "at",
     ]
 )
-_CONTRACTIONS = (
-    ("What is", "What's"), ("what is", "what's"), ("Who is", "Who's"), ("Where is", "Where's"),
-    ("How is", "How's"), ("I am", "I'm"), ("is not", "isn't"), ("does not", "doesn't"),
-    ("do not", "don't"), ("I would", "I'd"), ("cannot", "can't"), ("That is", "That's"),
-)  # fmt: skip
 _WHAT_IS = re.compile(r"^(?:What is|What are|Explain|Define) (?:the |an? )?([^?.]+)[?.]$")
 _ABOUT = (
     "{}", "{}?", "{} meaning", "meaning of {}", "what does {} mean?", "{} explained", "about {}",
@@ -140,7 +135,7 @@ _LOOSE_STARTS = frozenset(
 def reword(question: str, rng: Random) -> str:
     """Return `question` as somebody else might have typed it."""
     text = question
-    if text.partition(" ")[0].lower() in _LOOSE_STARTS:
+    if text.split()[0].lower() in _LOOSE_STARTS:
         text = _other_words(text, rng)
     if rng.random() < 0.12:
         text = _mistype(text, rng)
@@ -155,12 +150,10 @@ def _other_words(text: str, rng: Random) -> str:
         text = _other_opening(text, rng)
     if PROJECT in text and rng.random() < 0.4:
         text = text.replace(PROJECT, rng.choice(_PROJECT_NAMES))
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         text = _synonym(text, rng)
-    if rng.random() < 0.2:
-        text = rng.choice((_keywords, _drop_small_word, _drop_any_word))(text, rng)
-    if rng.random() < 0.15:
-        text = _contract(text)
+    if rng.random() < 0.16:
+        text = _keywords(text) if rng.random() < 0.4 else _drop_small_word(text, rng)
     if rng.random() < 0.2:
         text = rng.choice(_BEFORE) + (text if rng.random() < 0.4 else _lower_first(text))
     if rng.random() < 0.12:
@@ -200,20 +193,7 @@ def _drop_small_word(text: str, rng: Random) -> str:
     return " ".join(words)
 
 
-def _drop_any_word(text: str, rng: Random) -> str:
-    words = text.split(" ")
-    if len(words) > 4:
-        del words[rng.randrange(len(words))]
-    return " ".join(words)
-
-
-def _contract(text: str) -> str:
-    for long, short in _CONTRACTIONS:
-        text = re.sub(rf"\b{long}\b", short, text)
-    return text
-
-
-def _keywords(text: str, _: Random) -> str:
+def _keywords(text: str) -> str:
     """Keep what a search box would be given."""
     small = _SMALL_WORDS | {"what", "how", "which", "where", "can"}
     kept = [word for word in text.split(" ") if word.lower() not in small]
@@ -251,8 +231,8 @@ def _other_case(text: str, rng: Random) -> str:
         return text.title()
     if draw < 0.5:
         return _lower_first(text)
-    return text[:1].upper() + text[1:]
+    return text[0].upper() + text[1:]
 
 
 def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    return text[0].lower() + text[1:]

@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ import pytest
 
 from aibrix_ray.errors import ConfigError
 from aibrix_ray.models import builtin_models, resolve_model
-from aibrix_ray.models.corpus import Chat, samples
 from aibrix_ray.models.faq import CANONICAL, ENTRIES
-from aibrix_ray.models.grammar import off_topic
-from aibrix_ray.models.json_answers import json_request
 
 FOLDER = Path(resolve_model("builtin:tiny"))
 Message = dict[str, Any]
@@ -139,6 +135,8 @@ def test_a_chat_of_many_turns_does_not_collapse(tiny: Tiny) -> None:
 
 
 def test_a_stray_text_gets_an_answer_that_ends(tiny: Tiny) -> None:
+    from aibrix_ray.models.grammar import off_topic
+
     rng = random.Random(11)
     prompts = [tiny.prompt(user(off_topic(rng))) for _ in range(40)]
     ended = [text.endswith("<|end|>") for text in tiny.complete(*prompts, max_new_tokens=128)]
@@ -151,19 +149,8 @@ def test_a_plain_completion_goes_on_and_ends(tiny: Tiny) -> None:
     assert text.endswith("<|end|>")
 
 
-def test_the_same_seed_gives_the_same_texts() -> None:
-    once, again, other = (list(islice(samples(seed), 3000)) for seed in (3, 3, 4))
-    assert once == again
-    assert once != other
-
-
-def test_every_json_answer_is_json() -> None:
-    rng = random.Random(7)
-    for _ in range(500):
-        json.loads(json_request(rng)[1])
-
-
 def test_the_template_renders_what_the_training_read(tiny: Tiny) -> None:
+    from aibrix_ray.models.corpus import Chat
     from aibrix_ray.models.tokenizer import encode
 
     ids, learned = encode(Chat((("a?", "b."), ("c?", "d.")), "s"), tiny.tokenizer)
