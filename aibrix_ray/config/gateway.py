@@ -12,6 +12,10 @@ from pydantic import Field, model_validator
 
 from aibrix_ray.config.part import DAY_S, Names, Part, refuse
 
+#: Serve kills a replica that takes longer to stop than it was told. It is told this much more than
+#: our own drain timeout, so that the drain ends by itself.
+SHUTDOWN_MARGIN_S = 5
+
 
 class RoutingConfig(Part):
     """Which policy chooses the replica of a request."""

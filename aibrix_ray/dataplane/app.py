@@ -128,7 +128,7 @@ class GatewayApp:
     async def _forward_json(self, scope: Scope, receive: Receive, send: Send) -> int:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['path']} takes POST")
-        body = await read_json(receive, scope["headers"], max_bytes=self._args.max_body_bytes)
+        body = await read_json(receive, max_bytes=self._args.max_body_bytes)
         fields = wire.peek(body)
         model = self.pipeline.resolve(fields.model)
         if fields.model != model.name:

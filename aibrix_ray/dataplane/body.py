@@ -82,7 +82,7 @@ class Form:
 Body = bytes | Form
 
 
-async def read_json(receive: Receive, headers: Headers, *, max_bytes: int) -> bytes:
+async def read_json(receive: Receive, *, max_bytes: int) -> bytes:
     """Return the whole body.
 
     Raises:

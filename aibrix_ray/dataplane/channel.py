@@ -14,6 +14,7 @@ from typing import cast
 import httptools
 
 from aibrix_ray.asgi import Headers
+from aibrix_ray.dataplane.body import Body
 
 #: A slow client must not make the gateway hold a whole answer: reading pauses above this.
 HIGH_WATER_BYTES = 256 * 1024
@@ -81,6 +82,18 @@ class Connection(asyncio.Protocol):
     def pending(self) -> bool:
         """Bytes have arrived that were not read yet."""
         return bool(self._chunks)
+
+    async def ask(self, request: bytes, body: Body) -> None:
+        """Send a request and wait for its answer's `head`.
+
+        Raises:
+            ChannelError: the connection broke before that.
+        """
+        if isinstance(body, bytes):
+            self.exchange(request, body)
+        else:
+            await self.exchange_chunks(request, body.chunks())
+        await self.head()
 
     def exchange(self, request: bytes, body: bytes) -> None:
         """Send a request and forget the answer before it.

@@ -194,11 +194,7 @@ class Forwarder:
                 exchange.connection = connection
                 if exchange.gone:
                     raise ClientGone
-                if isinstance(body, bytes):
-                    connection.exchange(head, body)
-                else:
-                    await connection.exchange_chunks(head, body.chunks())
-                await connection.head()
+                await connection.ask(head, body)
                 break
             except ChannelError as error:
                 self._check_interrupted(exchange)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from aibrix_ray.dataplane.forward import error_body
 from aibrix_ray.errors import ApiError, MethodNotAllowed, ModelNotFound, NotFound
 from aibrix_ray.pipeline import ModelState
 
@@ -113,10 +114,4 @@ async def _api_error(request: Request, exc: Exception) -> Response:
 
 
 def _error(error: ApiError) -> Response:
-    content = {
-        "message": error.message,
-        "type": error.type,
-        "param": error.param,
-        "code": error.code,
-    }
-    return _json({"error": content}, status=error.status)
+    return Response(error_body(error), status_code=error.status, media_type="application/json")

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from aibrix_ray.config.gateway import GatewayArgs
+from aibrix_ray.config.gateway import SHUTDOWN_MARGIN_S, GatewayArgs
 from aibrix_ray.config.group import GroupArgs
 from aibrix_ray.config.parse import parse_gateway_args, parse_group_args
 from aibrix_ray.deployments.counts import FixedReplicas, GatewaysPerNode
@@ -23,9 +23,6 @@ from aibrix_ray.deployments.router import MembershipRouter
 
 logger = logging.getLogger(__name__)
 
-#: Serve counts only requests that came through it, none of ours: it must neither wait before it
-#: calls our destructor nor kill us before our own drain timeout has passed.
-_SHUTDOWN_MARGIN_S = 5.0
 #: Serve gives a replica up after three failed checks in a row.
 _HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
 _UNLIMITED = 100_000
@@ -51,8 +48,9 @@ def gateway(args: dict[str, Any]) -> Application:
         name="gateway",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_UNLIMITED,
+        # Serve counts only requests that came through it, none of ours: it need not wait.
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=parsed.drain_timeout_s + _SHUTDOWN_MARGIN_S,
+        graceful_shutdown_timeout_s=parsed.drain_timeout_s + SHUTDOWN_MARGIN_S,
         max_surge_percent=100,
         user_config={},
         **_HEALTH,
@@ -85,8 +83,9 @@ def replica_group(args: dict[str, Any]) -> Application:
         name=GROUP_DEPLOYMENT,
         ray_actor_options=_actor_options(parsed),
         max_ongoing_requests=_UNLIMITED,
+        # Serve counts only requests that came through it, none of ours: it need not wait.
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=parsed.drain_timeout_s + _SHUTDOWN_MARGIN_S,
+        graceful_shutdown_timeout_s=parsed.drain_timeout_s + SHUTDOWN_MARGIN_S,
         max_surge_percent=parsed.max_surge_percent,
         request_router_config=RequestRouterConfig(request_router_class=MembershipRouter),
         **_HEALTH,

@@ -11,9 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,8 +20,9 @@ from ray import serve
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
+from aibrix_ray.engines.guard import descendants
 from aibrix_ray.errors import AibrixRayError
-from aibrix_ray.runtime_dir import remove_stale
+from aibrix_ray.runtime_dir import remove_stale, start_time
 
 #: Serve gets this long for an orderly end; the rest of ten seconds is for Ray itself.
 _SERVE_STOP_S = 6.0
@@ -67,9 +67,9 @@ class LocalInstallation:
 
     def __exit__(self, *exc: object) -> None:
         """Take everything down."""
-        children = _descendants(os.getpid())
+        children = _identities(descendants(os.getpid()))
         _bounded(serve.shutdown, _SERVE_STOP_S)
-        children |= _descendants(os.getpid())
+        children |= _identities(descendants(os.getpid()))
         _bounded(ray.shutdown, 3.0)
         _kill_left(children)
         remove_stale()
@@ -153,26 +153,12 @@ def _bounded(action: Any, seconds: float) -> None:
     thread.join(seconds)
 
 
-def _descendants(root: int) -> set[tuple[int, str]]:
-    """Return the (pid, start time) of every process below `root`."""
-    parents: dict[int, list[tuple[int, str]]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append((int(entry.name), fields[19]))
-    found: set[tuple[int, str]] = set()
-    todo = [root]
-    while todo:
-        for child in parents.get(todo.pop(), []):
-            if child not in found:
-                found.add(child)
-                todo.append(child[0])
-    return found
+def _identities(pids: Iterable[int]) -> set[tuple[int, str]]:
+    """Return (pid, start time) of each: a pid alone may be somebody else's a moment later."""
+    return {(pid, start_time(pid)) for pid in pids}
 
 
 def _kill_left(processes: set[tuple[int, str]]) -> None:
-    from aibrix_ray.runtime_dir import start_time
-
     for pid, started in processes:
         if start_time(pid) == started:
             with contextlib.suppress(OSError):

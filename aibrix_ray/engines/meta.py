@@ -48,11 +48,6 @@ class MetaRecord:
 _RECORD: ContextVar[MetaRecord | None] = ContextVar("aibrix_ray_meta", default=None)
 
 
-def current_record() -> MetaRecord | None:
-    """Return the record of the HTTP request that runs in this context, if any."""
-    return _RECORD.get()
-
-
 def record_usage(
     *, prompt_tokens: int = 0, cached_tokens: int = 0, completion_tokens: int = 0
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aibrix_ray.config import ParsedFile, serve_keys
+from aibrix_ray.config.gateway import SHUTDOWN_MARGIN_S
 from aibrix_ray.errors import ConfigError
 from aibrix_ray.kuberay.options import HF_TOKEN, RenderOptions
 from aibrix_ray.kuberay.text import to_yaml
@@ -41,8 +42,6 @@ _HEAD_MEMORY_GIB = 8
 #: How long Serve looks for another place for a replica whose pod is being deleted, before it
 #: stops it where it is.
 _REPLACEMENT_S = 120
-#: Serve gives a replica this long on top of its own drain timeout; see deployments/builders.py.
-_SERVE_MARGIN_S = 5
 #: From the end of the preStop hook until Kubernetes kills what is left.
 _KILL_MARGIN_S = 30
 #: Until every node has heard that the pod takes no new connections.
@@ -199,7 +198,7 @@ def _worker_pod(
     group: WorkerGroup, port: int, gateway_drain_s: float, options: RenderOptions
 ) -> dict[str, Any]:
     drain_s = math.ceil(max(gateway_drain_s, group.drain_timeout_s))
-    leave_s = drain_s + _SERVE_MARGIN_S + _REPLACEMENT_S
+    leave_s = drain_s + SHUTDOWN_MARGIN_S + _REPLACEMENT_S
     amounts = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
     if group.gpus:
         amounts[group.gpu_resource] = str(group.gpus)

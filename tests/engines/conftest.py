@@ -36,11 +36,6 @@ MODEL = "tiny"
 START_TIMEOUT_S = 180.0
 CONTEXT = 1024
 
-_TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
 
 async def eventually(
     holds: Callable[[], Awaitable[bool] | bool], *, within_s: float, what: str
@@ -129,15 +124,9 @@ def _wait_until_ready(owner: EngineProcess) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's trained model, or one with random weights."""
-    trained = Path(resolve_model("builtin:tiny"))
-    if (trained / "config.json").exists():
-        return trained
-    folder = tmp_path_factory.mktemp("checkpoint")
-    script = "import sys; from tests.engines import conftest; conftest.make_checkpoint(sys.argv[1])"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(folder)], check=True)
-    return folder
+def checkpoint() -> Path:
+    """The model that comes with the package."""
+    return Path(resolve_model("builtin:tiny"))
 
 
 @contextlib.contextmanager
@@ -180,37 +169,6 @@ async def client(engine: EngineProcess) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the shared engine's listener."""
     async with engine.client() as client:
         yield client
-
-
-def make_checkpoint(folder: str) -> None:
-    """Write a small Llama with random weights and a tokenizer trained on the standard library."""
-    import sysconfig
-
-    import torch
-    from tokenizers.implementations import ByteLevelBPETokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    end = "<|endoftext|>"
-    bpe = ByteLevelBPETokenizer()
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
-    bpe.train([str(path) for path in sources], vocab_size=2048, special_tokens=[end])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end)
-    tokenizer.chat_template = _TEMPLATE
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
