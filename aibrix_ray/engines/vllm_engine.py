@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -25,7 +26,12 @@ from aibrix_ray.types import ReplicaStats
 _GIB = 2**30
 _CPU_KV_CACHE_GIB = 1.0
 _CPU_KV_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+_THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
+_UNBOUND = "nobind"
 _PLUGINS_VARIABLE = "VLLM_PLUGINS"
+#: The executor that vLLM itself takes for one accelerator, by path: for a CPU it turns its short
+#: name into "mp".
+_IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _GUARD_PLUGIN = "aibrix_ray_guard"
 
 #: vLLM's bfloat16 kernels for x86 need one of these; without, attention ends the worker by SIGILL.
@@ -63,8 +69,14 @@ class VllmEngine:
             check_dtype(config.dtype, _cpu_flags())
         self._is_local = Path(source).is_dir()
         by_environment = _CPU_KV_VARIABLE in os.environ
+        unbound = os.environ.get(_THREADS_VARIABLE, _UNBOUND) == _UNBOUND
         self._arguments = {
-            **engine_arguments(config, on_cpu=self._on_cpu, kv_cache_by_environment=by_environment),
+            **engine_arguments(
+                config,
+                on_cpu=self._on_cpu,
+                kv_cache_by_environment=by_environment,
+                in_process=unbound and tensor_parallel * pipeline_parallel == 1,
+            ),
             "model": source,
             "served_model_name": [identity.model],
             "revision": revision,
@@ -107,6 +119,10 @@ class VllmEngine:
             await self._client.reset_mm_cache()  # of what vLLM warmed up with
             self._app = await vllm.build_app(self._client, namespace)
             await asyncio.to_thread(self._folder.note_names)
+            # As vLLM's own server does: else every full collection walks all its modules, and the
+            # tokens of that time wait.
+            gc.collect()
+            gc.freeze()
         except BaseException:
             await self.stop()
             raise
@@ -161,7 +177,11 @@ class VllmEngine:
 
 
 def engine_arguments(
-    config: VllmEngineConfig, *, on_cpu: bool, kv_cache_by_environment: bool = False
+    config: VllmEngineConfig,
+    *,
+    on_cpu: bool,
+    kv_cache_by_environment: bool = False,
+    in_process: bool = False,
 ) -> dict[str, Any]:
     """Return vLLM's arguments by Python name; what the configuration says wins, `None` is vLLM's.
 
@@ -169,6 +189,7 @@ def engine_arguments(
         config: the engine's settings.
         on_cpu: fill what is open with what suits a CPU.
         kv_cache_by_environment: the user set the KV cache's size in the environment.
+        in_process: on a CPU, compute in the EngineCore's process; for one worker with free threads.
     """
     arguments: dict[str, Any] = {
         "dtype": config.dtype,
@@ -196,6 +217,9 @@ def engine_arguments(
             # Some CPUs have no bfloat16, which vLLM would choose. One answer on all of them: the
             # replicas of a group must not differ by the machine they happen to be on.
             arguments["dtype"] = "float32"
+        if in_process:
+            # Apart, EngineCore and worker wait for each other by spinning: two cores for one.
+            arguments["distributed_executor_backend"] = _IN_PROCESS
     return arguments | config.args
 
 
@@ -300,7 +324,7 @@ def set_environment(
 def _cpu_environment(*, eager: bool, cores: int) -> dict[str, str]:
     told = {
         # Bound threads would put all replicas of a node on its first cores.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        _THREADS_VARIABLE: _UNBOUND,
         # One core is left to the loops of replica and EngineCore.
         "OMP_NUM_THREADS": str(max(1, cores - 1)),
     }

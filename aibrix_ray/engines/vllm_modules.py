@@ -46,6 +46,7 @@ _USED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "PoolingRequestOutput": ("prompt_token_ids", "num_cached_tokens", "finished"),
         "CompletionOutput": ("index", "token_ids"),
     },
+    "vllm.v1.executor.uniproc_executor": {"UniProcExecutor": ()},
     "vllm.v1.metrics.loggers": {"StatLoggerBase": ("record", "log_engine_initialized")},
     "vllm.v1.metrics.stats": {
         "SchedulerStats": (

@@ -16,7 +16,7 @@ from aibrix_ray.types import GroupInfo
 logger = logging.getLogger(__name__)
 
 #: Followers are woken at most this often, however many reports come in ...
-COALESCE_S = 0.1
+COALESCE_S = 0.25
 #: ... and less often where they are very many: this long for each of them, so 500 answers a second.
 COALESCE_PER_FOLLOWER_S = 0.002
 #: A young hub lets the reporters come back before it tells the followers of its predecessor that
@@ -25,7 +25,7 @@ SETTLE_S = 0.5
 #: No poll is held for longer, so that a dead follower is not taken for alive.
 MAX_POLL_S = 30.0
 #: A reporter makes one call in max(MIN_PERIOD_S, replicas x PERIOD_PER_REPLICA_S).
-MIN_PERIOD_S = 0.1
+MIN_PERIOD_S = 0.25
 PERIOD_PER_REPLICA_S = 0.0005
 
 

@@ -22,7 +22,7 @@ from aibrix_ray.telemetry.hub import MIN_PERIOD_S, Reply
 
 #: The reporter ends itself when no replica was heard for this long.
 IDLE_S = 60.0
-#: Replicas of a node hand in at 10 Hz each; where there are very many, at 500 a second in all.
+#: Replicas of a node hand in at 4 Hz each; where there are very many, at 500 a second in all.
 _PERIOD_PER_REPLICA_S = 0.002
 _JANITOR_S = 1.0
 _CALL_TIMEOUT_S = 5.0

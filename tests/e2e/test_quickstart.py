@@ -250,7 +250,6 @@ def test_no_engine_process_survives_its_replica(installation: Installation) -> N
     engine = [pid for pid in installation.engine_processes("tiny") if pid != replica]
     assert engine
     names = {name for pid in engine for name in shared_memory(pid)}
-    assert names
     os.kill(replica, signal.SIGKILL)
     wait_until(lambda: not any(map(alive, engine)), timeout_s=30, what="the engine has gone")
     wait_until(lambda: _answers(installation), timeout_s=120, what="the model is back")

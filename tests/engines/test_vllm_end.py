@@ -17,6 +17,7 @@ from tests.engines.test_guard import are_gone, is_gone, kill
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GONE_WITHIN_S = 10.0
+APART = {"distributed_executor_backend": "mp"}
 
 
 @pytest.fixture
@@ -32,10 +33,14 @@ def owner(
 ) -> Iterator[EngineProcess]:
     """An engine of the test's own, with its temporary files in a folder of their own.
 
-    Its process group is its own too: nobody's kill of a group can have helped.
+    Its process group is its own too: nobody's kill of a group can have helped. Its worker is a
+    process of its own, as that of a model on several accelerators is, and so there is more to leave
+    behind.
     """
     monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
-    with engine_process(folder, checkpoint, new_session=True, max_model_len=1024) as owner:
+    with engine_process(
+        folder, checkpoint, new_session=True, max_model_len=1024, args=APART
+    ) as owner:
         yield owner
 
 

@@ -162,6 +162,31 @@ async def test_before_its_start_an_engine_knows_nothing_and_stops_twice() -> Non
     await engine.stop()
 
 
+def test_one_unbound_worker_on_a_cpu_computes_beside_the_scheduler() -> None:
+    ours = engine_arguments(VllmEngineConfig(), on_cpu=True, in_process=True)
+    assert ours["distributed_executor_backend"].endswith("UniProcExecutor")
+    own = VllmEngineConfig(args={"distributed_executor_backend": "mp"})
+    assert (
+        engine_arguments(own, on_cpu=True, in_process=True)["distributed_executor_backend"] == "mp"
+    )
+    for on_cpu, in_process in [(True, False), (False, True)]:
+        told = engine_arguments(VllmEngineConfig(), on_cpu=on_cpu, in_process=in_process)
+        assert "distributed_executor_backend" not in told
+
+
+def test_several_or_bound_workers_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def executor(**options: Any) -> object:
+        return make_engine(VllmEngineConfig(), **options)._arguments.get(
+            "distributed_executor_backend"
+        )
+
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    assert executor() is not None
+    assert executor(tensor_parallel=2) is None
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-5")
+    assert executor() is None
+
+
 # The environment.
 
 
