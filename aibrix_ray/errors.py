@@ -7,15 +7,27 @@
         ├── EngineError        an engine's own error, raised by the Python handles
         ├── ClientError        4xx: the request must change before it can succeed
         │   ├── BadRequest             400 invalid_request
+        │   ├── InvalidHttp            400 invalid_http
+        │   ├── InvalidApiKey          401 invalid_api_key
+        │   ├── PermissionDenied       403 permission_denied
+        │   ├── ModelNotAllowed        403 model_not_allowed
         │   ├── ModelNotFound          404 model_not_found
         │   ├── NotFound               404 not_found
-        │   ├── MethodNotAllowed       405 method_not_allowed
+        │   ├── MethodNotAllowed       405 method_not_allowed, with Allow
+        │   ├── RequestTimeout         408 request_timeout
+        │   ├── Conflict               409 conflict
         │   ├── PayloadTooLarge        413 request_too_large
+        │   ├── UriTooLong             414 uri_too_long
+        │   ├── HeadersTooLarge        431 headers_too_large
+        │   ├── ExceedsLimit           400 request_exceeds_limit
+        │   ├── RateLimited            429 rate_limit_exceeded, with Retry-After
         │   └── Overloaded             429 overloaded, with Retry-After
         └── ServerError        5xx: the same request may succeed later
             ├── ReplicaFailed          502 replica_failed
             ├── NoReplica              503 no_ready_replica, with Retry-After
+            ├── StoreUnavailable       503 store_unavailable, with Retry-After
             ├── Draining               503 draining, with Retry-After
+            ├── TooManyConnections     503 too_many_connections, with Retry-After
             └── DeadlineExceeded       504 deadline_exceeded
 
 An `ApiError` raised anywhere below the gateway reaches the client as it is; any other exception is
@@ -93,11 +105,15 @@ def _version_error(package: str, found: str, supported: str, fix: str) -> Versio
 
 
 class ApiError(AibrixRayError):
-    """Base of what a client is told: `status`, OpenAI's `type` and `code`, the `param` at fault."""
+    """Base of what a client is told: `status`, OpenAI's `type` and `code`, the `param` at fault.
+
+    `headers` go with the answer, besides `Retry-After`.
+    """
 
     status = 500
     type = "api_error"
     code = "internal_error"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: float | None = None
@@ -140,6 +156,42 @@ class BadRequest(ClientError):
     """The body or a header cannot be understood."""
 
 
+class InvalidHttp(ClientError):
+    """What came is not HTTP/1.1, or frames its body in two ways."""
+
+    code = "invalid_http"
+
+
+class InvalidApiKey(ClientError):
+    """No API key, or none that works: unknown, expired and revoked keys are answered alike."""
+
+    status = 401
+    code = "invalid_api_key"
+    headers = ((b"www-authenticate", b"Bearer"),)
+
+    def __init__(self, message: str = "Incorrect API key provided.") -> None:
+        super().__init__(message)
+
+
+class PermissionDenied(ClientError):
+    """The API key is good, and not for this."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class ModelNotAllowed(ClientError):
+    """The API key's tenant may not use this model."""
+
+    status = 403
+    code = "model_not_allowed"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"Your API key has no access to the model `{_shorten(model)}`.", param="model"
+        )
+
+
 class ModelNotFound(ClientError):
     """No replica group, adapter or alias has this name."""
 
@@ -164,10 +216,35 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not; `allow` lists those that do, for the header."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        allow: str = "POST",
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.headers = ((b"allow", allow.encode("ascii")),)
+
+
+class RequestTimeout(ClientError):
+    """The client did not send its request in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class Conflict(ClientError):
+    """What is there already stands in the way; the message says what."""
+
+    status = 409
+    code = "conflict"
 
 
 class PayloadTooLarge(ClientError):
@@ -175,6 +252,49 @@ class PayloadTooLarge(ClientError):
 
     status = 413
     code = "request_too_large"
+
+
+class UriTooLong(ClientError):
+    """The target of the request is longer than the configured limit."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(ClientError):
+    """The headers are larger, or more, than the configured limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class ExceedsLimit(ClientError):
+    """The request may use more tokens than the limit allows in a minute; waiting does not help."""
+
+    code = "request_exceeds_limit"
+
+
+class RateLimited(ClientError):
+    """A subject's limit is used up; the same request may be sent again after `retry_after_s`.
+
+    `limit` is what OpenAI has as the error's type, `requests` or `tokens`; `headers` are sent
+    besides `Retry-After`.
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str = "requests",
+        retry_after_s: float = 1.0,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.type = limit
+        self.headers = headers
 
 
 class Overloaded(ClientError):
@@ -204,12 +324,34 @@ class NoReplica(ServerError):
     code = "no_ready_replica"
 
 
+class StoreUnavailable(ServerError):
+    """The store of tenants and keys cannot be reached.
+
+    `reason` is for operators (it may name hosts); clients are told the message only.
+    """
+
+    status = 503
+    code = "store_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The store of API keys cannot be reached.", retry_after_s=2.0)
+        self.reason = reason
+
+
 class Draining(ServerError):
     """This gateway is shutting down; another one takes the request."""
 
     status = 503
     type = "overloaded_error"
     code = "draining"
+
+
+class TooManyConnections(ServerError):
+    """This gateway has as many client connections open as it may have."""
+
+    status = 503
+    type = "overloaded_error"
+    code = "too_many_connections"
 
 
 class DeadlineExceeded(ServerError):

@@ -31,6 +31,8 @@ TABLE: list[tuple[type[ApiError], int, str, str]] = [
     (BadRequest, 400, "invalid_request", "invalid_request_error"),
     (NotFound, 404, "not_found", "invalid_request_error"),
     (MethodNotAllowed, 405, "method_not_allowed", "invalid_request_error"),
+    (errors.PermissionDenied, 403, "permission_denied", "invalid_request_error"),
+    (errors.Conflict, 409, "conflict", "invalid_request_error"),
     (PayloadTooLarge, 413, "request_too_large", "invalid_request_error"),
     (Overloaded, 429, "overloaded", "overloaded_error"),
     (ReplicaFailed, 502, "replica_failed", "api_error"),
@@ -69,6 +71,9 @@ def test_codes_differ_from_each_other() -> None:
 EVERY = [
     *[kind("message", param="p", retry_after_s=1.5) for kind, *_ in TABLE],
     ModelNotFound("lama", ["llama"]),
+    errors.InvalidApiKey(),
+    errors.ModelNotAllowed("llama"),
+    errors.StoreUnavailable("the host is down"),
     EngineError(422, "theirs", body={"error": {"message": "theirs"}}),
     ApiError("bland"),
 ]

@@ -19,7 +19,18 @@ from aibrix_ray.config import PRECEDENCE
 from aibrix_ray.errors import AibrixRayError
 
 #: modules of this folder, in the order of `--help`; one that is not there (yet) is left out.
-COMMANDS = ("serve", "status", "config", "gateway", "chat", "kube")
+COMMANDS = (
+    "serve",
+    "status",
+    "config",
+    "gateway",
+    "chat",
+    "kube",
+    "dashboards",
+    "keys",
+    "tenants",
+    "usage",
+)
 
 _USAGE_ERROR = 2
 

@@ -31,6 +31,7 @@ from aibrix_ray.errors import ConfigError
 from aibrix_ray.routing import POLICIES, make_policy
 
 _SECRET = re.compile(r"(?:^|_)(?:token|key|secret|password|credentials?)$", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/?#@:]*):[^/?#]*(?=@)")
 _MASK = "********"
 _USAGE_ERROR = 2
 
@@ -203,6 +204,8 @@ def _shown(name: str, value: object) -> str:
 def _masked(key: str, value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _masked(str(name), item) for name, item in value.items()}
+    if isinstance(value, str):
+        value = _URL_PASSWORD.sub(rf"\1:{_MASK}", value)
     return _MASK if _SECRET.search(key) and value is not None else value
 
 

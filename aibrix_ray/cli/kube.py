@@ -13,6 +13,8 @@ from aibrix_ray.config import PRECEDENCE, Sourced
 from aibrix_ray.errors import ConfigError
 from aibrix_ray.kuberay import (
     DEFAULT_RAY_VERSION,
+    STORE,
+    STORE_SECRET,
     RenderOptions,
     SecretKey,
     default_image,
@@ -44,6 +46,13 @@ HfTokenSecret = Annotated[
         metavar="NAME[:KEY]",
     ),
 ]
+StoreSecret = Annotated[
+    str,
+    typer.Option(
+        help=f"Secret with the URL of the store of API keys; KEY is {STORE}.",
+        metavar="NAME[:KEY]",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="File to write; default: standard output.")
 ]
@@ -64,6 +73,7 @@ def render_file(
     namespace: Namespace = "",
     ray_version: RayVersion = DEFAULT_RAY_VERSION,
     hf_token_secret: HfTokenSecret = "",
+    store_secret: StoreSecret = STORE_SECRET.secret,
     out: Out = None,
 ) -> None:
     """Print a RayService that serves FILE on Kubernetes.
@@ -78,13 +88,18 @@ def render_file(
         namespace=namespace or None,
         ray_version=ray_version,
         hf_token=SecretKey.read(hf_token_secret) if hf_token_secret else None,
+        store=SecretKey.read(store_secret, path="--store-secret", key=STORE),
     )
     text = _header(file, options, sources) + to_yaml(render(parsed, options))
-    for note in notes(parsed):
-        typer.echo(f"note: {note}", err=True)
     if out is None:
         typer.echo(text, nl=False)
-        return
+    else:
+        _write(out, text)
+    for note in notes(parsed, options):
+        typer.echo(f"note: {note}", err=True)
+
+
+def _write(out: Path, text: str) -> None:
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -104,6 +119,8 @@ def _header(file: Path, options: RenderOptions, sources: dict[str, Sourced]) -> 
         command += ["--namespace", options.namespace]
     if options.hf_token is not None:
         command += ["--hf-token-secret", f"{options.hf_token.secret}:{options.hf_token.key}"]
+    if options.store != STORE_SECRET:
+        command += ["--store-secret", f"{options.store.secret}:{options.store.key}"]
     lines = [
         f"A RayService for KubeRay, made from {shown}. Do not edit: change that file and run",
         f"    {shlex.join(command)}",

@@ -102,10 +102,11 @@ def _ready_text(parsed: ParsedFile, ray_address: str) -> str:
     model = next(iter(parsed.models), "MODEL")
     question = {"model": model, "messages": [{"role": "user", "content": "What is aibrix_ray?"}]}
     host, port = gateway.host, gateway.port
+    scheme = "http" if gateway.http.tls is None else "https"
     if gateway.listen == "serve":
         options = parsed.data.get("http_options") or {}
         host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
-    url = f"http://{host}:{port}"
+    url = f"{scheme}://{host}:{port}"
     return (
         f"\nServing on {url}/v1  (models: {', '.join(parsed.models)})\n\n"
         f"  curl {url}/v1/chat/completions \\\n"

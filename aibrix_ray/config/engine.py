@@ -71,6 +71,10 @@ class VllmEngineConfig(Part):
         min_length=1,
         description="vLLM's reasoning parser by name.",
     )
+    clean_answers: bool = Field(
+        default=True,
+        description="Bring answers and errors to OpenAI's published schema; false: vLLM's own.",
+    )
     args: dict[str, Any] = Field(
         default={},
         description="Any other engine argument of vLLM by its Python name, such as seed.",

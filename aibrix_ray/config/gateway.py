@@ -6,11 +6,15 @@ routing policy by name: the policy's own room checks `routing.policy` and `routi
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from aibrix_ray.config.admission import AdmissionConfig, OutlierConfig
+from aibrix_ray.config.http import HttpConfig
 from aibrix_ray.config.part import DAY_S, Names, Part, refuse
+from aibrix_ray.config.tenancy import AuthConfig, LimitsConfig
 
 #: Serve kills a replica that takes longer to stop than it was told. It is told this much more than
 #: our own drain timeout, so that the drain ends by itself.
@@ -79,6 +83,27 @@ class ModelConfig(Part):
         le=3600.0,
         description="Seconds in the Retry-After header of an answer that asks to come back later.",
     )
+    limits: LimitsConfig = Field(
+        default=LimitsConfig(), description="What all clients of this model together may ask for."
+    )
+    admission: AdmissionConfig = Field(
+        default=AdmissionConfig(), description="The queue for requests that find the fleet full."
+    )
+    outliers: OutlierConfig = Field(
+        default=OutlierConfig(), description="When a failing replica is left out."
+    )
+    hedge_after_s: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=DAY_S,
+        description="Seconds without a first byte after which a second replica is asked too and "
+        "the first to answer wins; null: never.",
+    )
+    resume: bool = Field(
+        default=True,
+        description="true: a stream whose replica dies goes on at another one, where its state "
+        "can be carried over.",
+    )
 
     @model_validator(mode="after")
     def _shorter_limits_come_first(self) -> ModelConfig:
@@ -101,7 +126,8 @@ class GatewayArgs(Part):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address that gateways listen on; 0.0.0.0 opens the port to the network.",
+        description="Address that gateways listen on; 0.0.0.0 opens the port to the network, "
+        "which needs auth.keys.",
     )
     port: int = Field(
         default=8000,
@@ -138,6 +164,21 @@ class GatewayArgs(Part):
         le=3600.0,
         description="Seconds that an idle client connection is kept open.",
     )
+    auth: AuthConfig = Field(default=AuthConfig(), description="API keys and limits.")
+    http: HttpConfig = Field(default=HttpConfig(), description="The listener.")
+
+    @model_validator(mode="after")
+    def _no_open_door_by_accident(self) -> GatewayArgs:
+        auth = self.auth
+        if not (auth.keys or auth.open_to_network or is_loopback(self.host)):
+            raise refuse(
+                ("auth", "keys"),
+                auth.keys,
+                expected=f"true, because others can reach host {self.host}",
+                hint="set auth.keys: true and make a key with `aibrix-ray keys create`, or set "
+                "auth.open_to_network: true to serve everybody who can reach it",
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> GatewayArgs:
@@ -151,7 +192,24 @@ class GatewayArgs(Part):
                     expected="no value with listen: serve, where Ray Serve's proxy listens",
                     hint=f"set {instead} at the top of the file, or set listen: own",
                 )
+        for name in sorted(_LISTENERS_ONLY & self.http.model_fields_set):
+            raise refuse(
+                ("http", name),
+                getattr(self.http, name),
+                expected="no value with listen: serve, where Ray Serve's proxy listens",
+                hint="remove it, or set listen: own",
+            )
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from its own machine only."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host.lower() in ("localhost", "localhost.localdomain")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 #: fields that mean nothing when Serve's proxy listens → what means the same there.
@@ -159,6 +217,16 @@ _OWN_SOCKET_ONLY = {
     "host": "http_options.host",
     "port": "http_options.port",
     "keep_alive_s": "http_options.keep_alive_timeout_s",
+}
+
+
+#: fields of `http` that speak of a listener of our own.
+_LISTENERS_ONLY = {
+    "tls",
+    "max_connections",
+    "max_header_bytes",
+    "max_url_bytes",
+    "upload_timeout_s",
 }
 
 
@@ -172,6 +240,10 @@ class GatewayUserConfig(Part):
     models: dict[str, ModelConfig] = Field(
         default={},
         description="Settings by model name; a model without an entry has the defaults.",
+    )
+    user_limits: LimitsConfig = Field(
+        default=LimitsConfig(),
+        description="What each user of a tenant may ask for (the request's `user` field).",
     )
 
     @model_validator(mode="after")

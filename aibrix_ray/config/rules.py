@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aibrix_ray.config.application import Application, Kind
+from aibrix_ray.config.gateway import is_loopback
 from aibrix_ray.config.path import render
 from aibrix_ray.config.problems import NOTHING, did_you_mean
 from aibrix_ray.errors import ConfigError
+
+#: Where Serve's proxy listens if a file is silent about it.
+_SERVES_HOST = "0.0.0.0"
 
 
 def check_between(
@@ -127,7 +131,27 @@ def _check_serve_listens(data: Mapping[str, Any], gateway: Application) -> list[
                 hint="write route_prefix: /, or set args.listen: own",
             )
         )
-    return problems
+    return problems + _check_serves_door(data, gateway)
+
+
+def _check_serves_door(data: Mapping[str, Any], gateway: Application) -> list[ConfigError]:
+    """What `GatewayArgs` demands of its own `host`, where Serve's proxy listens instead."""
+    assert gateway.gateway is not None, "a gateway that cannot be read is not checked"
+    options = data.get("http_options")
+    host = (options if isinstance(options, Mapping) else {}).get("host", _SERVES_HOST)
+    auth = gateway.gateway.auth
+    if auth.keys or auth.open_to_network or not isinstance(host, str) or is_loopback(host):
+        return []
+    return [
+        ConfigError(
+            path="http_options.host",
+            value=host,
+            expected="an address of this machine alone, such as 127.0.0.1, because no keys are "
+            "asked for (Serve's default is 0.0.0.0)",
+            hint="write http_options: {host: 127.0.0.1}, or in "
+            f"{render((*gateway.path, 'args', 'auth'))} set keys: true or open_to_network: true",
+        )
+    ]
 
 
 def _check_models(gateway: Application, groups: Sequence[Application]) -> list[ConfigError]:

@@ -204,6 +204,7 @@ async def send_error(send: Send, error: ApiError, request_id: bytes) -> None:
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+    headers.extend(error.headers)
     if error.status == 413:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

@@ -11,7 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from aibrix_ray.dataplane.forward import error_body
-from aibrix_ray.errors import ApiError, MethodNotAllowed, ModelNotFound, NotFound
+from aibrix_ray.dataplane.openapi import document
+from aibrix_ray.errors import ApiError, BadRequest, MethodNotAllowed, ModelNotFound, NotFound
 from aibrix_ray.pipeline import ModelState
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def owned_app(gateway: GatewayApp) -> AsgiApp:
             Route("/metrics", endpoints.metrics),
             Route("/-/healthz", endpoints.serve_healthz),
             Route("/-/routes", endpoints.serve_routes),
+            Route("/openapi.json", endpoints.openapi),
         ],
         exception_handlers={404: _not_found, 405: _not_allowed, ApiError: _api_error},
     )
@@ -68,10 +70,13 @@ class _Endpoints:
         return _json({"status": status, "ready_replicas": models}, status=200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
+        scope = request.query_params.get("scope", "node")
+        if scope not in ("node", "process"):
+            raise BadRequest("`scope` is `node` (the default) or `process`", param="scope")
         return Response(
-            self._gateway.metrics.render(),
+            self._gateway.metrics.render(scope="process" if scope == "process" else "node"),
             media_type="text/plain; version=0.0.4; charset=utf-8",
-            # Gateways share the port: a scraper that adds up must know which one answered.
+            # Gateways share the port: with scope=process a reader must know which one answered.
             headers={"gateway": self._gateway.name},
         )
 
@@ -83,6 +88,9 @@ class _Endpoints:
 
     async def serve_routes(self, request: Request) -> Response:
         return _json({"/": "gateway"})
+
+    async def openapi(self, request: Request) -> Response:
+        return _json(document())
 
     def _card(self, model: ModelState, name: str) -> dict[str, Any]:
         groups = [g for g in self._gateway.fleet.groups.values() if g.model == model.name]
@@ -105,7 +113,9 @@ async def _not_found(request: Request, exc: Exception) -> Response:
 
 
 async def _not_allowed(request: Request, exc: Exception) -> Response:
-    return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}"))
+    allow = (getattr(exc, "headers", None) or {}).get("Allow", "GET")
+    message = f"{request.url.path} does not take {request.method}"
+    return _error(MethodNotAllowed(message, allow=allow))
 
 
 async def _api_error(request: Request, exc: Exception) -> Response:
@@ -114,4 +124,6 @@ async def _api_error(request: Request, exc: Exception) -> Response:
 
 
 def _error(error: ApiError) -> Response:
-    return Response(error_body(error), status_code=error.status, media_type="application/json")
+    response = Response(error_body(error), status_code=error.status, media_type="application/json")
+    response.raw_headers.extend(error.headers)
+    return response

@@ -13,11 +13,13 @@ import signal
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from aibrix_ray.asgi import HttpServer, tcp_socket
+from aibrix_ray.asgi import tcp_socket
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
 from aibrix_ray.dataplane.app import GatewayApp
 from aibrix_ray.dataplane.channel import Address
 from aibrix_ray.dataplane.fleet import Member
+from aibrix_ray.dataplane.listener import make_server
+from aibrix_ray.dataplane.rim import Rim
 from aibrix_ray.errors import ConfigError
 from aibrix_ray.types import GroupInfo
 
@@ -60,7 +62,8 @@ async def serve_standalone(
     """Serve until SIGINT or SIGTERM."""
     app = GatewayApp(args, user_config)
     apply_backends(app, backends)
-    server = HttpServer(app, keep_alive_s=args.keep_alive_s)
+    rim = Rim(app, args.http)
+    server = make_server(rim.app, args)
     await app.start()
     await server.listen(tcp_socket(args.host, args.port, reuse_port=True))
     stop = asyncio.Event()
@@ -71,3 +74,4 @@ async def serve_standalone(
     await stop.wait()
     await server.close()
     await app.close()
+    await rim.close()

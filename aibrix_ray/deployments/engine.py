@@ -26,9 +26,10 @@ from aibrix_ray.config.group import GroupArgs
 from aibrix_ray.dataplane import FORWARDED_PATHS
 from aibrix_ray.deployments.groups import group_info
 from aibrix_ray.engines import Engine, ReplicaIdentity
+from aibrix_ray.engines.answers import answers_of
 from aibrix_ray.engines.factory import make_engine
 from aibrix_ray.engines.guard import exit_with_raylet, remove_at_end
-from aibrix_ray.engines.meta import ReplicaApp, TokenGuard
+from aibrix_ray.engines.meta import REPLICA_LIMITS, ReplicaApp, TokenGuard
 from aibrix_ray.runtime_dir import remove_stale, socket_path
 from aibrix_ray.telemetry.actor import ensure_telemetry
 from aibrix_ray.telemetry.reporter import ReplicaReporting
@@ -74,8 +75,9 @@ class EngineReplica:
         logger.info("replica %s is ready", self._identity.replica_id)
 
     async def _serve(self) -> None:
-        self._app = ReplicaApp(self._engine.openai_app(), paths=FORWARDED_PATHS)
-        self._server = HttpServer(self._app, keep_alive_s=_KEEP_ALIVE_S)
+        answers = answers_of(self._engine.openai_app(), self._args.engine)
+        self._app = ReplicaApp(answers, paths=FORWARDED_PATHS)
+        self._server = HttpServer(self._app, keep_alive_s=_KEEP_ALIVE_S, limits=REPLICA_LIMITS)
         await self._server.listen(unix_socket(self._uds))
         # The port is bound, and so known, from the start; it listens once there is another node.
         self._token = uuid.uuid4().hex
@@ -83,7 +85,9 @@ class EngineReplica:
         self._tcp = tcp_socket(self._host, 0)
         self._port: int = self._tcp.getsockname()[1]
         self._tcp_server = HttpServer(
-            TokenGuard(self._app, self._token), keep_alive_s=_KEEP_ALIVE_S
+            TokenGuard(self._app, self._token),
+            keep_alive_s=_KEEP_ALIVE_S,
+            limits=REPLICA_LIMITS,
         )
         self._tcp_task = asyncio.create_task(self._listen_for_other_nodes())
 
@@ -125,6 +129,8 @@ class EngineReplica:
         if self._app.in_flight:
             await asyncio.sleep(min(_DRAIN_NOTICE_S, self._args.drain_timeout_s))
         self._app.draining = True
+        self._server.drain_connections()
+        self._tcp_server.drain_connections()
         while self._app.in_flight and time.monotonic() < deadline_s:
             await asyncio.sleep(0.05)
         self._tcp_task.cancel()

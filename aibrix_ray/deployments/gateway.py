@@ -20,11 +20,13 @@ from typing import Any
 import ray
 from ray import serve
 
-from aibrix_ray.asgi import AsgiApp, HttpServer, tcp_socket
+from aibrix_ray.asgi import AsgiApp, tcp_socket
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
 from aibrix_ray.config.parse import parse_gateway_user_config
 from aibrix_ray.dataplane import GatewayApp
+from aibrix_ray.dataplane.listener import make_server
 from aibrix_ray.dataplane.port import PortClaim
+from aibrix_ray.dataplane.rim import Rim
 from aibrix_ray.deployments.calls import InProcessCall
 from aibrix_ray.deployments.groups import keep_groups_known
 from aibrix_ray.deployments.membership import Membership
@@ -51,7 +53,8 @@ class GatewayReplica:
         self._application = context.app_name
         name = context.replica_id.unique_id
         self._app = GatewayApp(args, GatewayUserConfig(), name=name, seed=zlib.crc32(name.encode()))
-        self._server = HttpServer(self._app, keep_alive_s=args.keep_alive_s)
+        self._rim = Rim(self._app, args.http)
+        self._server = make_server(self._rim.app, args)
         self._port_problem: ConfigError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         remove_stale()
@@ -85,7 +88,7 @@ class GatewayReplica:
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
         """Return the application for `gateway.listen: serve`."""
-        return self._app
+        return self._rim.app
 
     # Python handles; see deployments/handles.py
 
@@ -130,8 +133,9 @@ class GatewayReplica:
         self._server.drain_connections()
         idle_until_s = min(deadline_s, time.monotonic() + _IDLE_GRACE_S)
         while time.monotonic() < deadline_s:
-            busy = bool(self._app.forwarder.under_way)
-            if not busy and (not self._server.connections or time.monotonic() >= idle_until_s):
+            if time.monotonic() >= idle_until_s:
+                self._server.close_idle_connections()
+            if not self._app.forwarder.under_way and not self._server.connections:
                 break
             await asyncio.sleep(0.05)
         for task in self._tasks:
@@ -139,6 +143,7 @@ class GatewayReplica:
         await self._follower.stop()
         await self._server.close()
         await self._app.close()
+        await self._rim.close()
         if hasattr(self, "_claim"):
             self._claim.release()
 

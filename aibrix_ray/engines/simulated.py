@@ -144,12 +144,16 @@ class SimulatedEngine:
             generation.add(sequence)
         try:
             for sequence in generation.sequences:
-                self._scheduler.submit(sequence)
+                if sequence.finish_reason is None:
+                    self._scheduler.submit(sequence)
         except ApiError:
             self._abort(generation)
             raise
-        self._live.add(generation)
-        self._work.set()
+        if generation.done:
+            generation.progressed()
+        else:
+            self._live.add(generation)
+            self._work.set()
         return generation
 
     def _sequences(
@@ -165,11 +169,12 @@ class SimulatedEngine:
                     prompt,
                     choice=next(choice),
                     generation=generation,
-                    source=TokenSource(model, prompt, seed=seed),
+                    source=TokenSource(model, [*prompt, *request.before], seed=seed),
                     sampling=request.sampling,
                     max_tokens=max_tokens,
                     block_size=self.config.block_size,
                     root=root,
+                    before=request.before,
                 )
 
     def _abort(self, generation: Generation) -> None:

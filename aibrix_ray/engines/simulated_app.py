@@ -6,21 +6,23 @@ asked for: the head goes out with the first token. A client that leaves ends its
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
-from aibrix_ray.asgi import ON_DISCONNECT, Message, Receive, Scope, Send
+from aibrix_ray.asgi import Receive, Scope, Send
 from aibrix_ray.config import SimulatedEngineConfig
 from aibrix_ray.engines import simulated_answers as answers
 from aibrix_ray.engines import simulated_requests as requests
 from aibrix_ray.engines import simulated_tokens as tokens
 from aibrix_ray.engines.base import ReplicaIdentity
-from aibrix_ray.engines.meta import record_usage
+from aibrix_ray.engines.meta import current_carry, record_usage
+from aibrix_ray.engines.resume import Carry
 from aibrix_ray.engines.simulated_answers import AnswerStyle, ChatStyle, CompletionStyle
+from aibrix_ray.engines.simulated_exchange import Exchange, Watched, read_body
 from aibrix_ray.engines.simulated_generation import Generation, GenerationRequest
 from aibrix_ray.errors import (
     ApiError,
@@ -37,9 +39,6 @@ logger = logging.getLogger(__name__)
 #: Length of the vectors of /v1/embeddings.
 EMBEDDING_DIMENSIONS = 64
 
-_JSON = b"application/json"
-_EVENTS = b"text/event-stream; charset=utf-8"
-
 
 class Generates(Protocol):
     """What the application needs of its engine."""
@@ -54,37 +53,6 @@ class Generates(Protocol):
     async def check_health(self) -> None:
         """Raise if the engine makes no progress."""
         ...
-
-
-class Exchange:
-    """One request: what came, and where its answer goes."""
-
-    __slots__ = ("body", "receive", "scope", "send", "started", "streaming")
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
-        self.scope = scope
-        self.receive = receive
-        self.send = send
-        self.body = body
-        #: Whether a head has been sent, and whether it was that of an event stream.
-        self.started = self.streaming = False
-
-    async def reply(self, status: int, body: bytes) -> None:
-        """Send a whole answer."""
-        length = (b"content-length", str(len(body)).encode())
-        await self._start(status, [(b"content-type", _JSON), length])
-        await self.send({"type": "http.response.body", "body": body})
-
-    async def stream(self, data: bytes, *, more: bool) -> None:
-        """Send a part of an event stream; with the first one goes the head."""
-        if not self.started:
-            self.streaming = True
-            await self._start(200, [(b"content-type", _EVENTS), (b"cache-control", b"no-cache")])
-        await self.send({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -113,7 +81,7 @@ class SimulatedApp:
         """Serve one request."""
         if scope["type"] != "http":
             return
-        body = await _read_body(receive)
+        body = await read_body(receive)
         if body is None:
             return  # the client left before it had asked
         exchange = Exchange(scope, receive, send, body)
@@ -147,8 +115,7 @@ class SimulatedApp:
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             token_ids=bool(request.return_token_ids),
         )
-        options = request.stream_options
-        await self._generate(exchange, asked, style, tell_usage=_include_usage(options))
+        await self._generate(exchange, request, asked, style)
 
     async def _completions(self, exchange: Exchange) -> None:
         request = requests.parse(exchange.body, requests.CompletionRequest)
@@ -161,16 +128,23 @@ class SimulatedApp:
             logprobs=request.logprobs,
             token_ids=bool(request.return_token_ids),
         )
-        options = request.stream_options
-        await self._generate(exchange, asked, style, tell_usage=_include_usage(options))
+        await self._generate(exchange, request, asked, style)
 
     async def _generate(
-        self, exchange: Exchange, asked: GenerationRequest, style: AnswerStyle, *, tell_usage: bool
+        self,
+        exchange: Exchange,
+        request: requests.ChatRequest | requests.CompletionRequest,
+        asked: GenerationRequest,
+        style: AnswerStyle,
     ) -> None:
+        carry = current_carry()
+        if carry is not None:
+            asked = _carried(carry, request, asked)
         generation = self._engine.generate(asked)
-        async with _Watched(exchange, generation):
+        async with Watched(exchange, generation):
             if not asked.whole:
-                await _stream(exchange, generation, style, tell_usage=tell_usage)
+                told = _include_usage(request.stream_options)
+                await _stream(exchange, generation, style, tell_usage=told, carry=carry)
             elif await _finished(generation):
                 usage = _report(generation)
                 await exchange.reply(200, style.whole(generation.sequences, usage))
@@ -187,7 +161,7 @@ class SimulatedApp:
             requests.check_length(ids, param="input", max_model_len=self._max_model_len)
         asked = GenerationRequest([(ids, 0) for ids in inputs], whole=True)
         generation = self._engine.generate(asked)
-        async with _Watched(exchange, generation):
+        async with Watched(exchange, generation):
             if await _finished(generation):
                 usage = _report(generation)
                 vectors = [
@@ -245,46 +219,50 @@ class SimulatedApp:
             raise ModelNotFound(model, [self._model])
 
 
-class _Watched:
-    """Ends a generation when its client leaves, and in any case at the end of the block."""
-
-    def __init__(self, exchange: Exchange, generation: Generation) -> None:
-        self._exchange = exchange
-        self._generation = generation
-        self._watcher: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        if ON_DISCONNECT in self._exchange.scope:
-            self._exchange.scope[ON_DISCONNECT] = self._generation.abort
-        else:
-            self._watcher = asyncio.create_task(self._watch())
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-        self._generation.abort()
-
-    async def _watch(self) -> None:
-        """Wait for the disconnect where the server has no hook for it."""
-        while (await self._exchange.receive())["type"] != "http.disconnect":
-            pass
-        self._generation.abort()
+def _carried(
+    carry: Carry,
+    request: requests.ChatRequest | requests.CompletionRequest,
+    asked: GenerationRequest,
+) -> GenerationRequest:
+    """Decide whether a request is carried over; return it with what another engine has made."""
+    carry.permit(opening=isinstance(request, requests.ChatRequest))
+    obstacle = requests.carry_obstacle(request, asked)
+    if obstacle is None and carry.before is not None:
+        try:
+            asked = requests.resumed(asked, carry.before)
+        except BadRequest as error:
+            obstacle = error.message
+    if not carry.decide(obstacle):
+        raise BadRequest(f"The stream cannot be continued: {obstacle}")
+    return asked
 
 
 async def _stream(
-    exchange: Exchange, generation: Generation, style: AnswerStyle, *, tell_usage: bool
+    exchange: Exchange,
+    generation: Generation,
+    style: AnswerStyle,
+    *,
+    tell_usage: bool,
+    carry: Carry | None,
 ) -> None:
+    opening = style.opening(generation.sequences)
+    if carry is not None and carry.resumes:
+        opening = b""
+        for sequence in generation.sequences:
+            style.chunk(sequence, sequence.take_before())  # was sent by another engine
+        carry.replaying = False
     try:
         while True:
             await generation.changed()
             if generation.gone:
                 return
             done = generation.done
-            data = _chunks(generation, style)
-            if not exchange.started and data:
-                data = style.opening(generation.sequences) + data
+            data = _chunks(generation, style, carry)
+            if opening and data:
+                await exchange.stream(opening, more=True)
+                opening = b""
             if done:
-                usage = _report(generation)
+                usage = _report(generation, carry)
                 data += style.usage_chunk(usage) if tell_usage else b""
                 await exchange.stream(data + answers.DONE, more=False)
                 return
@@ -293,17 +271,25 @@ async def _stream(
     except ApiError:
         # Told within the stream, never dressed up as an end; what was made is still charged.
         if exchange.started:
-            _report(generation)
-            await exchange.stream(_chunks(generation, style), more=True)
+            if carry is not None:
+                carry.broken = True
+            _report(generation, carry)
+            await exchange.stream(_chunks(generation, style, carry), more=True)
         raise
 
 
-def _chunks(generation: Generation, style: AnswerStyle) -> bytes:
-    return b"".join(
-        style.chunk(sequence, delta)
+def _chunks(generation: Generation, style: AnswerStyle, carry: Carry | None) -> bytes:
+    deltas = [
+        (sequence, delta)
         for sequence in generation.sequences
         if (delta := sequence.take()) is not None
-    )
+    ]
+    if carry is not None and carry.carried:
+        usage = _usage(generation, carry)
+        carry.begin(prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens)
+        for _, delta in deltas:
+            carry.add(delta.token_ids)
+    return b"".join(style.chunk(*each) for each in deltas)
 
 
 async def _finished(generation: Generation) -> bool:
@@ -313,9 +299,9 @@ async def _finished(generation: Generation) -> bool:
     return not generation.gone
 
 
-def _report(generation: Generation) -> Usage:
+def _report(generation: Generation, carry: Carry | None = None) -> Usage:
     """Tell the private meta channel the usage, before the end of the answer."""
-    usage = generation.usage()
+    usage = _usage(generation, carry)
     record_usage(
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -324,23 +310,20 @@ def _report(generation: Generation) -> Usage:
     return usage
 
 
+def _usage(generation: Generation, carry: Carry | None) -> Usage:
+    usage = generation.usage()
+    if carry is None or not carry.resumes:
+        return usage
+    cached = carry.cached_of(usage.cached_tokens, prompt_tokens=usage.prompt_tokens)
+    return replace(usage, cached_tokens=cached)
+
+
 async def _reply_error(exchange: Exchange, error: ApiError) -> None:
     body = answers.error_body(error)
     if exchange.streaming:
         await exchange.stream(b"data: " + body + b"\n\n" + answers.DONE, more=False)
     elif not exchange.started:
         await exchange.reply(error.status, body)
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    parts = []
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def _request_id(scope: Scope) -> str:

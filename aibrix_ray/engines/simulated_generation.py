@@ -34,7 +34,8 @@ class GenerationRequest:
 
     `seeds` has one entry a choice; an entry is part of what the tokens are a function of. Each
     prompt is (token ids, the most tokens to make); no tokens are made where that is 0, but the
-    prompt is computed. `whole`: the caller waits for the end only.
+    prompt is computed. `whole`: the caller waits for the end only. `before`: what another engine
+    has made of the only sequence, which this one goes on with.
     """
 
     prompts: Sequence[tuple[list[int], int]]
@@ -42,6 +43,7 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
     cache_salt: str = ""
     whole: bool = False
+    before: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,18 @@ class Delta:
 
 
 class TextSequence(EngineRequest):
-    """One sequence with its words: an `EngineRequest` that knows what its tokens are."""
+    """One sequence with its words: an `EngineRequest` that knows what its tokens are.
+
+    Tokens that another engine made (`before`) are computed as a part of the prompt, and count as
+    made. They may be the whole answer; then it has a `finish_reason` from the beginning.
+    """
 
     __slots__ = (
         "_bits",
         "_block",
         "_block_size",
         "_held_back",
+        "_max_tokens",
         "_parent",
         "_sampling",
         "_sent_chars",
@@ -92,12 +99,14 @@ class TextSequence(EngineRequest):
         max_tokens: int,
         block_size: int,
         root: int,
+        before: Sequence[int] = (),
     ) -> None:
-        hashes = block_hashes(root, prompt, block_size=block_size)
+        computed = [*prompt, *before]
+        hashes = block_hashes(root, computed, block_size=block_size)
         super().__init__(
             request_id,
-            prompt_tokens=len(prompt),
-            max_output_tokens=max_tokens,
+            prompt_tokens=len(computed),
+            max_output_tokens=max_tokens - len(before),
             block_hashes=hashes,
         )
         self.generation = generation
@@ -114,29 +123,22 @@ class TextSequence(EngineRequest):
         self._block_size = block_size
         self._parent = hashes[-1] if hashes else root
         # The tokens of the last block, which is not full yet.
-        self._block = prompt[len(prompt) - len(prompt) % block_size :]
+        self._block = computed[len(computed) - len(computed) % block_size :]
+        self._max_tokens = max_tokens
         self._sent_chars = self._sent_tokens = 0
         # A stop string may begin in these last characters, so they are not shown yet.
         self._held_back = max((len(stop) for stop in sampling.stops), default=1) - 1
+        for token in before:
+            if self._append(token, bits=0):
+                break
 
     def advance(self) -> bool:
         """Make one token; true if the answer ends with it."""
         sampling = self._sampling
-        made = len(self.token_ids)
-        token = self._source.next(may_end=not sampling.ignore_eos and made >= sampling.min_tokens)
-        self.token_ids.append(token)
-        self._bits.append(self._source.bits)
+        may_end = not sampling.ignore_eos and len(self.token_ids) >= sampling.min_tokens
+        token = self._source.next(may_end=may_end)
         self._extend_block(token)
-        self.text += tokens.word(token)
-        if token == tokens.END:
-            self.finish_reason = "stop"
-        elif token in sampling.stop_token_ids and made >= sampling.min_tokens:
-            self.finish_reason, self.stop_reason = "stop", token
-        elif sampling.stops and made >= sampling.min_tokens and self._cut_at_stop(token):
-            self.finish_reason = "stop"
-        elif made + 1 == self.max_output_tokens:
-            self.finish_reason = "length"
-        return self.finish_reason is not None
+        return self._append(token, bits=self._source.bits)
 
     def take(self) -> Delta | None:
         """Return what has not been taken yet and may be shown; `None` if that is nothing."""
@@ -147,6 +149,14 @@ class TextSequence(EngineRequest):
                 return None
         elif self._sent_tokens == len(self.token_ids):
             return None
+        return self._taken(end)
+
+    def take_before(self) -> Delta:
+        """Return what another engine made, as far as it was shown there; empty or not."""
+        end = len(self.text)
+        return self._taken(end if self.finish_reason else max(0, end - self._held_back))
+
+    def _taken(self, end: int) -> Delta:
         delta = Delta(
             text=self.text[self._sent_chars : end],
             token_ids=self.token_ids[self._sent_tokens :],
@@ -156,6 +166,22 @@ class TextSequence(EngineRequest):
         )
         self._sent_chars, self._sent_tokens = end, len(self.token_ids)
         return delta
+
+    def _append(self, token: int, *, bits: int) -> bool:
+        sampling = self._sampling
+        made = len(self.token_ids)
+        self.token_ids.append(token)
+        self._bits.append(bits)
+        self.text += tokens.word(token)
+        if token == tokens.END:
+            self.finish_reason = "stop"
+        elif token in sampling.stop_token_ids and made >= sampling.min_tokens:
+            self.finish_reason, self.stop_reason = "stop", token
+        elif sampling.stops and made >= sampling.min_tokens and self._cut_at_stop(token):
+            self.finish_reason = "stop"
+        elif made + 1 == self._max_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
 
     def _extend_block(self, token: int) -> None:
         self._block.append(token)
@@ -212,9 +238,9 @@ class Generation:
         return self._open == 0
 
     def add(self, sequence: TextSequence) -> None:
-        """Take in a sequence that is about to be generated."""
+        """Take in a sequence that is about to be generated, or is complete as it came."""
         self.sequences.append(sequence)
-        self._open += 1
+        self._open += sequence.finish_reason is None
 
     def abort(self) -> None:
         """End it now, because there is nobody to answer. May be called twice, and when done."""
@@ -253,7 +279,7 @@ class Generation:
         """Return the tokens so far. A prompt counts once, however many choices it has."""
         first = self.sequences[:: self._choices]
         return Usage(
-            prompt_tokens=sum(sequence.prompt_tokens for sequence in first),
+            prompt_tokens=sum(len(sequence.prompt) for sequence in first),
             cached_tokens=sum(sequence.cached_tokens for sequence in first),
             completion_tokens=sum(len(sequence.token_ids) for sequence in self.sequences),
         )

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from aibrix_ray.engines import simulated_tokens as tokens
+from aibrix_ray.engines.meta import RESUME_HEADER
 from aibrix_ray.engines.simulated_generation import GenerationRequest, Sampling
 from aibrix_ray.errors import BadRequest
 
@@ -85,6 +87,7 @@ class ChatRequest(_Generate, kw_only=True):
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: _TopLogprobs | None = None
+    tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
 
 
@@ -183,6 +186,39 @@ def completion_generation(request: CompletionRequest, *, max_model_len: int) -> 
         limit = _bounded(prompt, limit, param="prompt", max_model_len=max_model_len)
         prompts.append((prompt, limit))
     return _generation(request, prompts)
+
+
+def carry_obstacle(
+    request: ChatRequest | CompletionRequest, asked: GenerationRequest
+) -> str | None:
+    """Return what keeps a request from being carried over to another replica; `None`: nothing.
+
+    The same requests are refused as with vLLM, though a hash would not mind some of them.
+    """
+    if asked.whole:
+        return "it is no stream"
+    if len(asked.prompts) * len(asked.seeds) > 1:
+        return "it has several choices"
+    if request.logprobs not in (None, False):
+        return "it tells log probabilities"
+    if request.presence_penalty or request.frequency_penalty:
+        return "a penalty depends on more than token ids"
+    if isinstance(request, ChatRequest) and request.tools and request.tool_choice != "none":
+        return "a tool parser reads its text"
+    return None
+
+
+def resumed(asked: GenerationRequest, before: list[int]) -> GenerationRequest:
+    """Return a request that goes on after the ids which another engine made.
+
+    Raises:
+        BadRequest: the request cannot have made them.
+    """
+    check_token_ids(before, RESUME_HEADER.decode())
+    ((_, max_tokens),) = asked.prompts
+    if len(before) > max_tokens:
+        raise BadRequest(f"The request may have {max_tokens} tokens, not {len(before)}.")
+    return replace(asked, before=before)
 
 
 def check_length(prompt: list[int], *, param: str, max_model_len: int) -> None:

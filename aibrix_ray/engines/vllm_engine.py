@@ -19,6 +19,7 @@ from aibrix_ray.config.engine import VllmEngineConfig
 from aibrix_ray.engines.base import ReplicaIdentity
 from aibrix_ray.engines.guard import FOLDER_VARIABLE, EngineFolder
 from aibrix_ray.engines.versions import Installed, check_vllm
+from aibrix_ray.engines.vllm_inputs import bound_inputs
 from aibrix_ray.engines.vllm_modules import StepFigures, load_vllm
 from aibrix_ray.errors import ConfigError
 from aibrix_ray.types import ReplicaStats
@@ -117,6 +118,7 @@ class VllmEngine:
             logger = vllm.stat_logger(self._steps)
             self._client = await asyncio.to_thread(vllm.create_client, namespace, logger)
             await self._client.reset_mm_cache()  # of what vLLM warmed up with
+            bound_inputs()
             self._app = await vllm.build_app(self._client, namespace)
             await asyncio.to_thread(self._folder.note_names)
             # As vLLM's own server does: else every full collection walks all its modules, and the

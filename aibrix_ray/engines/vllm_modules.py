@@ -7,19 +7,18 @@ vLLM before that, because vLLM and torch read the environment when they are impo
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
 import json
 import re
 from argparse import Action, BooleanOptionalAction, Namespace
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from aibrix_ray.asgi import AsgiApp
-from aibrix_ray.engines.meta import record_usage
+from aibrix_ray.engines import vllm_carrying, vllm_client
 from aibrix_ray.engines.versions import Installed, broken_vllm, incomplete_vllm
 from aibrix_ray.errors import ConfigError
 
@@ -29,10 +28,46 @@ _USED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "AsyncLLM": (
             *("from_engine_args", "generate", "encode", "check_health", "shutdown"),
             *("get_supported_tasks", "reset_mm_cache"),
+            *("_add_request", "check_admission", "output_processor", "engine_core"),
+            *("model_config", "vllm_config"),
         )
     },
+    "vllm.v1.engine.core_client": {"EngineCoreClient": ("add_request_async",)},
+    "vllm.v1.engine": {
+        "EngineCoreRequest": ("request_id", "prompt_token_ids", "sampling_params"),
+        "FinishReason": ("STOP", "LENGTH"),
+    },
+    "vllm.v1.engine.exceptions": {"EngineDeadError": ()},
+    "vllm.v1.engine.output_processor": {
+        "OutputProcessor": ("add_request", "request_states", "_finish_request"),
+        "RequestState": ("make_request_output", "detokenizer"),
+        "RequestOutputCollector": ("put",),
+    },
+    "vllm.v1.engine.detokenizer": {"IncrementalDetokenizer": ("update",)},
+    "vllm.v1.sample.logits_processor": {"cached_load_custom_logitsprocs": ()},
+    "vllm.config": {
+        "ModelConfig": ("get_vocab_size", "logits_processors", "is_encoder_decoder"),
+        "VllmConfig": ("model_config", "watermark_config"),
+    },
+    "fastapi": {"HTTPException": ()},
     "vllm.engine.arg_utils": {"AsyncEngineArgs": ("from_cli_args", "create_engine_config")},
     "vllm.entrypoints.openai.api_server": {"build_app": (), "init_app_state": ()},
+    "vllm.entrypoints.openai.chat_completion.serving": {
+        "OpenAIServingChat": ("create_chat_completion", "parser_cls")
+    },
+    "vllm.entrypoints.openai.chat_completion.protocol": {
+        "ChatCompletionRequest": ("echo", "use_beam_search", "tool_choice")
+    },
+    "vllm.entrypoints.openai.completion.serving": {
+        "OpenAIServingCompletion": ("create_completion",)
+    },
+    "vllm.entrypoints.openai.completion.protocol": {
+        "CompletionRequest": ("echo", "use_beam_search")
+    },
+    "vllm.parser.abstract_parser": {
+        "DelegatingParser": ("reasoning_parser_cls", "tool_parser_cls")
+    },
+    "vllm.tool_parsers.abstract_tool_parser": {"ToolParser": ("engine_based_streaming",)},
     "vllm.entrypoints.launchers.cli_args": {
         "make_arg_parser": (),
         "validate_parsed_serve_args": (),
@@ -40,9 +75,18 @@ _USED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vllm.utils.argparse_utils": {"FlexibleArgumentParser": ("error", "parse_args")},
     "vllm.tool_parsers": {"ToolParserManager": ("list_registered", "import_tool_parser")},
     "vllm.reasoning": {"ReasoningParserManager": ("list_registered", "import_reasoning_parser")},
-    "vllm.sampling_params": {"RequestOutputKind": ("DELTA",)},
+    "vllm.sampling_params": {
+        "RequestOutputKind": ("DELTA",),
+        "SamplingParams": (
+            *("__struct_fields__", "output_kind", "max_tokens", "min_tokens"),
+            *("eos_token_id", "stop_token_ids"),
+        ),
+    },
     "vllm.outputs": {
-        "RequestOutput": ("prompt_token_ids", "num_cached_tokens", "outputs", "finished"),
+        "RequestOutput": (
+            *("prompt_token_ids", "num_cached_tokens", "outputs", "finished"),
+            "num_cache_creation_tokens",
+        ),
         "PoolingRequestOutput": ("prompt_token_ids", "num_cached_tokens", "finished"),
         "CompletionOutput": ("index", "token_ids"),
     },
@@ -60,9 +104,6 @@ _USED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
 }
-
-#: A beam search asks the engine once a beam and token; these calls are no answers of their own.
-_BEAM = "-beam-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +141,7 @@ class Vllm:
     def create_client(self, namespace: Namespace, logger: Callable[[Any, int], Any]) -> Any:
         """Start the engine's processes and return its client; blocks until it is ready."""
         engine_args = self.names["AsyncEngineArgs"].from_cli_args(namespace)
-        client = _metered(self.names["AsyncLLM"], delta=self.names["RequestOutputKind"].DELTA)
+        client = vllm_client.metered_client(self.names)
         return client.from_engine_args(engine_args, stat_loggers=[logger])
 
     def stat_logger(self, steps: StepFigures) -> Callable[[Any, int], Any]:
@@ -127,10 +168,33 @@ class Vllm:
         tasks = await client.get_supported_tasks()
         app = self.names["build_app"](namespace, tasks, client.model_config)
         await self.names["init_app_state"](client, app.state, namespace, tasks)
-        for serving in ("openai_serving_chat", "openai_serving_completion"):
-            _meter_beam_search(getattr(app.state, serving, None))
+        chat = getattr(app.state, "openai_serving_chat", None)
+        completion = getattr(app.state, "openai_serving_completion", None)
+        for serving in (chat, completion):
+            vllm_client.meter_beam_search(serving)
+        self._carry_over(chat, completion)
         built: AsgiApp = app
         return built
+
+    def _carry_over(self, chat: Any, completion: Any) -> None:
+        """Judge the requests of both endpoints by their form; a model may lack either."""
+        refusal, delegating = self.names["HTTPException"], self.names["DelegatingParser"]
+        if chat is not None:
+            vllm_client.carry_requests(
+                chat,
+                "create_chat_completion",
+                lambda request: vllm_carrying.chat_obstacle(request, chat.parser_cls, delegating),
+                opening=True,
+                refusal=refusal,
+            )
+        if completion is not None:
+            vllm_client.carry_requests(
+                completion,
+                "create_completion",
+                vllm_carrying.completion_obstacle,
+                opening=False,
+                refusal=refusal,
+            )
 
     def _parser(self, refuse: _Refusal) -> Any:
         base: Any = self.names["FlexibleArgumentParser"]
@@ -226,11 +290,16 @@ def load_vllm(installed: Installed) -> Vllm:
 
 
 def _has(owner: Any, member: str) -> bool:
-    """Look for a method, a dataclass field, an argument of `__init__` or what that one sets."""
-    if hasattr(owner, member) or member in getattr(owner, "__dataclass_fields__", ()):
+    """Look for a method, a field, an argument of `__init__` or what that one sets."""
+    if hasattr(owner, member):
         return True
-    parameters = inspect.signature(owner.__init__).parameters
-    return member in parameters or (len(parameters) == 1 and hasattr(owner(), member))
+    for fields in ("__dataclass_fields__", "__pydantic_fields__", "__struct_fields__"):
+        if member in getattr(owner, fields, ()):
+            return True
+    made = inspect.unwrap(owner.__init__)
+    if member in inspect.signature(made).parameters:
+        return True
+    return member in getattr(getattr(made, "__code__", None), "co_names", ())
 
 
 def _as_words(action: Action, value: object) -> list[str]:
@@ -292,90 +361,3 @@ class StepFigures:
             self.generation_tokens += iteration.num_generation_tokens
             self.preemptions += iteration.num_preempted_reqs
             self.finished += len(iteration.finished_requests)
-
-
-class UsageMeter:
-    """Counts one generate call's tokens from its outputs and reports them once, at its end."""
-
-    def __init__(self, *, delta: bool) -> None:
-        self._delta = delta
-        self._completion: dict[int, int] = {}
-        self._prompt = 0
-        self._cached: int | None = None
-        self._told = False
-
-    def see(self, output: Any) -> None:
-        """Take one output before it is handed on; the last one reports."""
-        for completion in output.outputs:
-            count = len(completion.token_ids)
-            if self._delta:  # only what is new; else all so far
-                count += self._completion.get(completion.index, 0)
-            self._completion[completion.index] = count
-        self.see_prompt(output)
-
-    def see_prompt(self, output: Any) -> None:
-        """Take an output without tokens of its own (pooling)."""
-        encoder_ids = getattr(output, "encoder_prompt_token_ids", None)
-        self._prompt = len(output.prompt_token_ids or ()) + len(encoder_ids or ())
-        if self._cached is None:  # later choices of one prompt hit what the first one computed
-            self._cached = output.num_cached_tokens
-        if output.finished:
-            self.tell()
-
-    def tell(self) -> None:
-        """Report what was seen so far, once."""
-        if self._told:
-            return
-        self._told = True
-        record_usage(
-            prompt_tokens=self._prompt,
-            cached_tokens=self._cached or 0,
-            completion_tokens=sum(self._completion.values()),
-        )
-
-
-def _metered(base: Any, *, delta: Any) -> Any:
-    """Return vLLM's client class, which reports usage within each request's context."""
-
-    class MeteredLLM(base):  # type: ignore[misc]
-        """vLLM's client; tells the private meta channel what each call used."""
-
-        async def generate(
-            self, prompt: Any, params: Any, request_id: str, **options: Any
-        ) -> AsyncIterator[Any]:
-            """Generate as vLLM does."""
-            outputs = super().generate(prompt, params, request_id, **options)
-            is_answer = _BEAM not in request_id
-            meter = UsageMeter(delta=params.output_kind == delta) if is_answer else None
-            # Closing the inner generator is what aborts the request in the engine.
-            async with contextlib.aclosing(outputs):
-                async for output in outputs:
-                    if meter is not None:
-                        meter.see(output)
-                    yield output
-
-        async def encode(self, *args: Any, **options: Any) -> AsyncIterator[Any]:
-            """Encode as vLLM does."""
-            meter = UsageMeter(delta=False)
-            async with contextlib.aclosing(super().encode(*args, **options)) as outputs:
-                async for output in outputs:
-                    meter.see_prompt(output)
-                    yield output
-
-    return MeteredLLM
-
-
-def _meter_beam_search(serving: Any) -> None:
-    """Report a beam search's usage by its result, as its answer does."""
-    search = getattr(serving, "beam_search", None)
-    if search is None:
-        return
-
-    async def beam_search(*args: Any, **options: Any) -> AsyncIterator[Any]:
-        meter = UsageMeter(delta=False)
-        async with contextlib.aclosing(search(*args, **options)) as outputs:
-            async for output in outputs:
-                meter.see(output)
-                yield output
-
-    serving.beam_search = beam_search

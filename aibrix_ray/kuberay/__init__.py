@@ -2,6 +2,8 @@
 
 from aibrix_ray.kuberay.options import (
     DEFAULT_RAY_VERSION,
+    STORE,
+    STORE_SECRET,
     RenderOptions,
     SecretKey,
     default_image,
@@ -13,6 +15,8 @@ from aibrix_ray.kuberay.workers import WorkerGroup, worker_groups
 
 __all__ = [
     "DEFAULT_RAY_VERSION",
+    "STORE",
+    "STORE_SECRET",
     "RenderOptions",
     "SecretKey",
     "WorkerGroup",

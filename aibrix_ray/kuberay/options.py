@@ -1,4 +1,4 @@
-"""What a manifest needs beyond the Serve file: names, image, Ray's version, where a token lies."""
+"""What a manifest needs beyond the Serve file: names, image, Ray's version, where secrets lie."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from aibrix_ray.errors import ConfigError
 DEFAULT_RAY_VERSION = "2.60.0"
 #: The key of the Secret, and the variable that Hugging Face's library reads.
 HF_TOKEN = "HF_TOKEN"
+#: The key of the Secret, and the variable that gateways read: the URL of the store of API keys.
+STORE = "AIBRIX_RAY_STORE"
 
 #: KubeRay appends six characters for the cluster's name and ten for its service's, of 63.
 _NAME_MAX = 47
@@ -30,22 +32,26 @@ class SecretKey:
     key: str = HF_TOKEN
 
     @classmethod
-    def read(cls, text: str, *, path: str = "--hf-token-secret") -> Self:
-        """Read `NAME` or `NAME:KEY`.
+    def read(cls, text: str, *, path: str = "--hf-token-secret", key: str = HF_TOKEN) -> Self:
+        """Read `NAME` or `NAME:KEY`; `key` is the entry where none is named.
 
         Raises:
             ConfigError: it is neither.
         """
-        secret, colon, key = text.partition(":")
-        if _SECRET.fullmatch(secret) and (_SECRET_KEY.fullmatch(key) if colon else True):
-            return cls(secret, key or HF_TOKEN)
+        secret, colon, named = text.partition(":")
+        if _SECRET.fullmatch(secret) and (_SECRET_KEY.fullmatch(named) if colon else True):
+            return cls(secret, named or key)
         raise ConfigError(
             path=path,
-            value=text,
+            # A store's URL holds a password, and what is refused is printed.
+            value=text if "://" not in text else "a URL",
             expected="the name of a Secret, or NAME:KEY",
-            hint="this is no place for the token itself; store it: "
-            f"kubectl create secret generic hf-token --from-literal={HF_TOKEN}=...",
+            hint="this is no place for the secret itself; store it: "
+            f"kubectl create secret generic NAME --from-literal={key}=...",
         )
+
+
+STORE_SECRET = SecretKey("aibrix-ray-store", STORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class RenderOptions:
         namespace: of the RayService; None: whichever `kubectl` uses.
         ray_version: of the Ray in the image.
         hf_token: where the token for gated models lies; None: there is none.
+        store: where the URL of the store of API keys lies, unless the file has it or no keys are
+            asked for.
     """
 
     name: str
@@ -65,6 +73,7 @@ class RenderOptions:
     namespace: str | None = None
     ray_version: str = DEFAULT_RAY_VERSION
     hf_token: SecretKey | None = None
+    store: SecretKey = STORE_SECRET
 
     def __post_init__(self) -> None:
         """Check the values.

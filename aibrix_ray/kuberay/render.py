@@ -15,7 +15,7 @@ from typing import Any
 from aibrix_ray.config import ParsedFile, serve_keys
 from aibrix_ray.config.gateway import SHUTDOWN_MARGIN_S
 from aibrix_ray.errors import ConfigError
-from aibrix_ray.kuberay.options import HF_TOKEN, RenderOptions
+from aibrix_ray.kuberay.options import HF_TOKEN, STORE, RenderOptions, SecretKey
 from aibrix_ray.kuberay.text import to_yaml
 from aibrix_ray.kuberay.workers import WorkerGroup, gpus_of, worker_groups
 
@@ -67,7 +67,7 @@ def render(parsed: ParsedFile, options: RenderOptions) -> dict[str, Any]:
     }
     cluster: dict[str, Any] = {
         "rayVersion": options.ray_version,
-        "headGroupSpec": _head(port, _gateway_drain_s(parsed), options),
+        "headGroupSpec": _head(port, parsed, options),
     }
     if workers:
         cluster["workerGroupSpecs"] = [_workers(group, port, parsed, options) for group in workers]
@@ -86,8 +86,9 @@ def render(parsed: ParsedFile, options: RenderOptions) -> dict[str, Any]:
     }
 
 
-def notes(parsed: ParsedFile) -> Iterator[str]:
+def notes(parsed: ParsedFile, options: RenderOptions) -> Iterator[str]:
     """Yield what the user should know about the manifest of this file, a sentence each."""
+    yield from _notes_on_keys(parsed, options)
     sizes: dict[str, dict[int, str]] = {}
     for name, group in parsed.groups.items():
         for variable in group.env:
@@ -107,6 +108,35 @@ def notes(parsed: ParsedFile) -> Iterator[str]:
                 f"{' and '.join(names.values())} use {accelerator} in replicas of different size "
                 f"({', '.join(map(str, names))}): every pod has {max(names)}"
             )
+
+
+def _notes_on_keys(parsed: ParsedFile, options: RenderOptions) -> Iterator[str]:
+    if parsed.gateway is None:
+        return
+    base = f"{parsed.gateway_name}.args.auth"
+    if _wants_store(parsed):
+        yield (
+            "clients need an API key; pods start once the store's URL is there: kubectl create "
+            f"secret generic {options.store.secret} "
+            f"--from-literal={options.store.key}=postgresql://... "
+            f"(without keys: {base}.open_to_network: true)"
+        )
+    elif parsed.gateway.auth.store is not None:
+        yield (
+            f"{base}.store stands in the manifest as it is, password included; without it "
+            "--store-secret takes it from a Secret"
+        )
+
+
+def _asks_for_keys(parsed: ParsedFile) -> bool:
+    """Every pod is reached by others, so only a word of the user's leaves the keys out."""
+    assert parsed.gateway is not None, "_port() lets no file without a gateway through"
+    return parsed.gateway.auth.keys or not parsed.gateway.auth.open_to_network
+
+
+def _wants_store(parsed: ParsedFile) -> bool:
+    assert parsed.gateway is not None, "_port() lets no file without a gateway through"
+    return _asks_for_keys(parsed) and parsed.gateway.auth.store is None
 
 
 def _port(parsed: ParsedFile) -> int:
@@ -136,17 +166,21 @@ def _port(parsed: ParsedFile) -> int:
 
 
 def _serve_config(parsed: ParsedFile) -> dict[str, Any]:
-    """Return the file's own data, the gateway opened to the pod's network."""
+    """Return the file's own data, the gateway opened to the pod's network, behind keys."""
     assert parsed.gateway is not None, "_port() lets no file without a gateway through"
     data = parsed.to_serve_dict()
-    if parsed.gateway.listen == "serve":
+    own = parsed.gateway.listen == "own"
+    if not own:
         data["http_options"] = {**(data.get("http_options") or {}), "host": _ANY_ADDRESS}
-        return data
     for application in data["applications"]:
-        if application.get("import_path") == serve_keys.GATEWAY_PATH:
-            args = application.get("args") or {}
-            if args.get("host") not in _ANY_ADDRESSES:
-                application["args"] = {**args, "host": _ANY_ADDRESS}
+        if application.get("import_path") != serve_keys.GATEWAY_PATH:
+            continue
+        args = dict(application.get("args") or {})
+        if own and args.get("host") not in _ANY_ADDRESSES:
+            args["host"] = _ANY_ADDRESS
+        if _asks_for_keys(parsed):
+            args["auth"] = {**(args.get("auth") or {}), "keys": True}
+        application["args"] = args
     return data
 
 
@@ -155,26 +189,29 @@ def _gateway_drain_s(parsed: ParsedFile) -> float:
     return parsed.gateway.drain_timeout_s
 
 
-def _head(port: int, drain_s: float, options: RenderOptions) -> dict[str, Any]:
+def _head(port: int, parsed: ParsedFile, options: RenderOptions) -> dict[str, Any]:
     ports = [
         ("gcs-server", 6379),
         ("dashboard", 8265),
         ("client", 10001),
         (SERVE_PORT_NAME, port),
     ]
-    container = {
+    container: dict[str, Any] = {
         "name": "ray-head",
         "image": options.image,
         "ports": [{"name": name, "containerPort": number} for name, number in ports],
         "resources": _resources({"cpu": str(_HEAD_CPUS), "memory": f"{_HEAD_MEMORY_GIB}Gi"}),
         "lifecycle": _pre_stop(f"sleep {_ENDPOINTS_S}"),
     }
+    if _wants_store(parsed):
+        container["env"] = [_from_secret(STORE, options.store)]
     return {
         # No CPU to hand out: replicas go to workers, gateways ask for none.
         "rayStartParams": {"num-cpus": "0"},
         "template": {
             "spec": {
-                "terminationGracePeriodSeconds": math.ceil(drain_s) + _KILL_MARGIN_S,
+                "terminationGracePeriodSeconds": math.ceil(_gateway_drain_s(parsed))
+                + _KILL_MARGIN_S,
                 "containers": [container],
             }
         },
@@ -190,14 +227,14 @@ def _workers(
         "minReplicas": group.fewest,
         "maxReplicas": group.most,
         "rayStartParams": {"num-cpus": str(group.num_cpus)},
-        "template": {"spec": _worker_pod(group, port, _gateway_drain_s(parsed), options)},
+        "template": {"spec": _worker_pod(group, port, parsed, options)},
     }
 
 
 def _worker_pod(
-    group: WorkerGroup, port: int, gateway_drain_s: float, options: RenderOptions
+    group: WorkerGroup, port: int, parsed: ParsedFile, options: RenderOptions
 ) -> dict[str, Any]:
-    drain_s = math.ceil(max(gateway_drain_s, group.drain_timeout_s))
+    drain_s = math.ceil(max(_gateway_drain_s(parsed), group.drain_timeout_s))
     leave_s = drain_s + SHUTDOWN_MARGIN_S + _REPLACEMENT_S
     amounts = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
     if group.gpus:
@@ -209,9 +246,13 @@ def _worker_pod(
         "resources": _resources(amounts),
         "lifecycle": _pre_stop(_leave(leave_s)),
     }
+    env = []
     if options.hf_token is not None:
-        reference = {"name": options.hf_token.secret, "key": options.hf_token.key}
-        container["env"] = [{"name": HF_TOKEN, "valueFrom": {"secretKeyRef": reference}}]
+        env.append(_from_secret(HF_TOKEN, options.hf_token))
+    if _wants_store(parsed):
+        env.append(_from_secret(STORE, options.store))
+    if env:
+        container["env"] = env
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": leave_s + _KILL_MARGIN_S,
         "containers": [container],
@@ -221,6 +262,11 @@ def _worker_pod(
             {"key": group.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
         ]
     return spec
+
+
+def _from_secret(variable: str, entry: SecretKey) -> dict[str, Any]:
+    reference = {"name": entry.secret, "key": entry.key}
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
 
 
 def _leave(seconds: int) -> str:

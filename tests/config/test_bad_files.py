@@ -91,6 +91,20 @@ CASES: dict[str, tuple[str, str, str]] = {
         "proxy_location",
         "write proxy_location: EveryNode",
     ),
+    "others reach the gateway, and no keys": (
+        make_file(gateway_args="{host: 0.0.0.0}"),
+        f"{_GATEWAY}.args.auth.keys",
+        "auth.open_to_network: true",
+    ),
+    "others reach Serve's proxy, and no keys": (
+        make_file(
+            top="http_options: {port: 9}",
+            gateway=GATEWAY.replace("null", "/"),
+            gateway_args="{listen: serve}",
+        ),
+        "http_options.host",
+        "http_options: {host: 127.0.0.1}",
+    ),
     "port of the application": (make_file(gateway=GATEWAY + "  port: 8000\n"),
                                 f"{_GATEWAY}.port", "set args.port"),
     "unknown argument": (make_file(gateway_args="{prot: 1}"), f"{_GATEWAY}.args.prot",

@@ -117,7 +117,11 @@ def test_applications_of_others_are_compared_too() -> None:
 
 def test_another_place_of_the_proxy_concerns_all_of_serve() -> None:
     served = GATEWAY.replace("null", "/")
-    new = make_file(top="proxy_location: HeadOnly", gateway=served, gateway_args="{listen: serve}")
+    new = make_file(
+        top="proxy_location: HeadOnly",
+        gateway=served,
+        gateway_args="{listen: serve, auth: {keys: true}}",
+    )
     found = changed(make_file(), new)
     assert [(change.path, change.new) for change in found.serve] == [("proxy_location", "HeadOnly")]
     assert of(found, "gateway").note == "new gateways start before old ones stop"

@@ -113,7 +113,9 @@ def test_applications_of_others_are_left_alone() -> None:
 def test_serve_may_listen_instead() -> None:
     gateway = GATEWAY.replace("null", "/v1")
     text = make_file(
-        top="http_options: {port: 9000}", gateway=gateway, gateway_args="{listen: serve}"
+        top="http_options: {port: 9000, host: 127.0.0.1}",
+        gateway=gateway,
+        gateway_args="{listen: serve}",
     )
     parsed = parse(text)
     assert parsed.gateway is not None

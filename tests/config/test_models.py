@@ -209,3 +209,24 @@ def test_the_path_of_the_caller_stands_first() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_group_args({"model": ""}, path="applications[1].args")
     assert caught.value.path == "applications[1].args.model"
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.1.2.3", "192.168.0.7", "fe80::1", "node-7", "::ffff:10.0.0.1"]
+)
+def test_a_gateway_that_others_can_reach_needs_keys_or_a_word(host: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"auth\.keys: true.*auth\.open_to_network: true"
+    ) as caught:
+        parse_gateway_args({"host": host})
+    assert caught.value.path == "args.auth.keys"
+    assert host in caught.value.expected
+    assert parse_gateway_args({"host": host, "auth": {"keys": True}}).auth.keys
+    assert parse_gateway_args({"host": host, "auth": {"open_to_network": True}}).host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST", "::ffff:127.0.0.1"]
+)
+def test_a_gateway_on_the_loopback_needs_no_keys(host: str) -> None:
+    assert not parse_gateway_args({"host": host}).auth.keys

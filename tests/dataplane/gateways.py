@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from aibrix_ray.asgi import HttpServer, Receive, Scope, Send, tcp_socket
+from aibrix_ray.asgi import Receive, Scope, Send, tcp_socket
 from aibrix_ray.config import GatewayArgs, GatewayUserConfig, ModelConfig
 from aibrix_ray.dataplane import FORWARDED_PATHS, GatewayApp, Member
 from aibrix_ray.dataplane.channel import Address
 from aibrix_ray.dataplane.fleet import Replica
+from aibrix_ray.dataplane.listener import make_server
+from aibrix_ray.dataplane.rim import Rim
 from aibrix_ray.types import GroupInfo
 from tests.dataplane.backends import Backend, RawBackend
 from tests.dataplane.clients import RawClient
@@ -53,7 +55,8 @@ class Gateway:
         for model, members in by_model.items():
             self.set_members(members, model)
         self.app.ready = True
-        self.server = HttpServer(self._app, keep_alive_s=args.keep_alive_s)
+        self.rim = Rim(self._app, args.http)
+        self.server = make_server(self.rim.app, args)
         self._sweeper: asyncio.Task[None] | None = None
         self._http: httpx.AsyncClient | None = None
         self._clients: list[RawClient] = []
@@ -82,6 +85,7 @@ class Gateway:
             self._sweeper.cancel()
             await self.server.close()
             await self.app.close()
+            await self.rim.close()
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -143,7 +147,7 @@ class Gateway:
     def endings(self, model: str = "m") -> dict[tuple[str, int], int]:
         """The counts of `model` by ending and status."""
         endings = self.app.metrics.of(model).endings
-        return {(ending.value, status): count for (ending, status), count in endings.items()}
+        return {(e.value, status): count for (e, status), count in endings.items() if count}
 
     async def until_ended(self, ending: str, status: int, model: str = "m") -> None:
         """Return once one request has been counted so, and none otherwise."""

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from tests.dataplane.backends import DONE, SSE, Call, MakeBackend, echo, event
-from tests.dataplane.clients import RawClient
+from tests.dataplane.clients import CHAT, RawClient, head
 from tests.dataplane.gateways import MakeGateway
 from tests.dataplane.waiting import eventually
 
@@ -121,3 +121,65 @@ async def test_closing_cuts_what_is_still_under_way_and_counts_it(
     assert await client.rest() == b""
     await running.until_idle()
     assert ("completed", 200) not in running.endings()
+
+
+async def test_after_the_grace_idle_connections_are_closed_while_a_stream_goes_on(
+    backend: MakeBackend, gateway: MakeGateway
+) -> None:
+    release = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        if b"stream" not in call.body:
+            return await echo(call)
+        await call.begin(SSE)
+        await call.write(event("a"))
+        await release.wait()
+        await call.end(DONE)
+
+    running = await gateway([await backend(handler)])
+    kept, silent, streamed = [await running.connect() for _ in range(3)]
+    kept.post({"model": "m"})
+    assert (await kept.answer()).status == 200
+    streamed.post({"model": "m", "stream": True})
+    await streamed.head()
+    assert await streamed.chunk() == event("a")
+    await running.server.stop_listening()
+    running.server.drain_connections()
+    running.server.close_idle_connections()
+    assert await kept.rest() == b""
+    assert await silent.rest() == b""
+    release.set()
+    assert await streamed.chunk() == DONE
+    assert await streamed.chunk() == b""
+
+
+async def test_a_request_that_is_on_its_way_when_idle_ones_are_closed_is_answered(
+    backend: MakeBackend, gateway: MakeGateway
+) -> None:
+    running = await gateway([await backend()])
+    heads, bodies = await running.connect(), await running.connect()
+    heads.send(head("POST", CHAT, "content-length: 14")[:10])
+    bodies.send(head("POST", CHAT, "content-length: 14") + b'{"model"')
+    await eventually(
+        lambda: [c.idle for c in running.server.connections] == [False, False], "both have begun"
+    )
+    running.server.drain_connections()
+    running.server.close_idle_connections()
+    heads.send(head("POST", CHAT, "content-length: 14")[10:] + b'{"model": "m"}')
+    bodies.send(b': "m"}')
+    for client in (heads, bodies):
+        answer = await client.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await client.rest() == b""
+
+
+async def test_who_is_accepted_while_it_drains_gets_one_answer(
+    backend: MakeBackend, gateway: MakeGateway
+) -> None:
+    running = await gateway([await backend()])
+    running.server.drain_connections()
+    late = await running.connect()
+    late.post({"model": "m"})
+    answer = await late.answer()
+    assert (answer.status, answer.header("connection")) == (200, "close")
+    assert await late.rest() == b""

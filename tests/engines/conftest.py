@@ -28,6 +28,7 @@ from aibrix_ray.asgi import HttpServer, Message, Receive, Scope, Send, unix_sock
 from aibrix_ray.config.engine import VllmEngineConfig
 from aibrix_ray.dataplane import FORWARDED_PATHS
 from aibrix_ray.engines import ReplicaIdentity
+from aibrix_ray.engines.answers import answers_of
 from aibrix_ray.engines.guard import EngineFolder, descendants, mapped_names
 from aibrix_ray.engines.meta import ReplicaApp
 from aibrix_ray.models import resolve_model
@@ -156,6 +157,7 @@ def _shared_engine(folder: Path, checkpoint: Path) -> AbstractContextManager[Eng
         max_model_len=CONTEXT,
         max_num_seqs=8,
         tool_parser="hermes",  # chats with tools stream through it
+        clean_answers=False,  # vLLM's own answers are what is looked at here
         # Else a model that knows nothing of JSON fills its tokens with legal blanks.
         args={
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
@@ -181,9 +183,10 @@ async def _own_engine(told: dict[str, Any]) -> None:
 
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    config = VllmEngineConfig(**told["engine"])
     engine = VllmEngine(
         ReplicaIdentity(replica_id="r-1", group="g", model=MODEL, epoch="epoch-1"),
-        VllmEngineConfig(**told["engine"]),
+        config,
         source=told["model"],
         revision=None,
         tensor_parallel=1,
@@ -193,7 +196,8 @@ async def _own_engine(told: dict[str, Any]) -> None:
     begun_s = time.monotonic()
     await engine.start()
     print(f"started in {time.monotonic() - begun_s:.1f} s", flush=True)
-    served = ReplicaApp(engine.openai_app(), paths=FORWARDED_PATHS)
+    answers = answers_of(engine.openai_app(), config)
+    served = ReplicaApp(answers, paths=FORWARDED_PATHS)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if not scope["path"].startswith("/control/"):

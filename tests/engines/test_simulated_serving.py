@@ -16,6 +16,7 @@ import pytest
 from aibrix_ray.asgi import AsgiApp, HttpServer, tcp_socket
 from aibrix_ray.config import SimulatedEngineConfig
 from aibrix_ray.engines.base import Engine, ReplicaIdentity
+from aibrix_ray.engines.meta import REPLICA_LIMITS
 from aibrix_ray.engines.simulated import SimulatedEngine
 
 IDENTITY = ReplicaIdentity(replica_id="r1", group="g", model="tiny", epoch="e1")
@@ -119,7 +120,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     engine = make_engine(**config)
     await engine.start()
-    server = HttpServer(wrap(engine.openai_app()), keep_alive_s=5)
+    server = HttpServer(wrap(engine.openai_app()), keep_alive_s=5, limits=REPLICA_LIMITS)
     sock = tcp_socket("127.0.0.1", 0)
     port = sock.getsockname()[1]
     await server.listen(sock)

@@ -181,13 +181,15 @@ class Anything:
         return Whole
 
 
-class Whole:
-    """A class that has every member."""
+class HasAll(type):
+    """The type of a class that has every member."""
 
-    def __init__(self) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(cls, name: str) -> Any:
         return None
+
+
+class Whole(metaclass=HasAll):
+    """A class that has every member."""
 
 
 def test_a_missing_name_is_named_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:

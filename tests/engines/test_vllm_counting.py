@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from aibrix_ray.engines.meta import ReplicaApp, decode_usage
-from aibrix_ray.engines.vllm_modules import StepFigures, UsageMeter
+from aibrix_ray.engines.vllm_client import UsageMeter
+from aibrix_ray.engines.vllm_modules import StepFigures
 from aibrix_ray.types import Usage
 
 

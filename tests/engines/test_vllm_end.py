@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from aibrix_ray.engines import guard
+from tests.engines.carried import COMPLETIONS, TOKENS, Reading, ask_socket
 from tests.engines.conftest import MODEL, EngineProcess, engine_process, eventually, short_folder
 from tests.engines.test_guard import are_gone, is_gone, kill
 
@@ -131,11 +132,27 @@ async def test_sigkill_of_everybody_is_swept_by_the_next_start(
     )
 
 
-async def test_a_dead_core_is_told_and_its_owner_ends_in_order(
+async def test_a_dead_core_cuts_carried_streams_and_its_owner_ends_in_order(
     owner: EngineProcess, folder: Path
 ) -> None:
     remains = await look(owner, folder)
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    streams = [
+        asyncio.create_task(ask_socket(owner.uds, COMPLETIONS, body, headers))
+        for headers in (TOKENS, {})
+    ]
+
+    async def both_run() -> bool:
+        return await owner.running() == 2
+
+    await eventually(both_run, within_s=60.0, what="the engine generates")
     kill(remains.core)
+    carried, other = await asyncio.gather(*streams)
+    assert carried.broken
+    assert Reading(carried.messages).ids
+    assert not any(b'"error"' in message for message in carried.messages)
+    assert not other.broken
+    assert b'"error"' in other.messages[-2]
 
     async def is_ill() -> bool:
         async with owner.client() as client:

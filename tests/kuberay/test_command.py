@@ -22,7 +22,9 @@ def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
 
 def test_the_manifest_is_printed_and_nothing_else() -> None:
     result = run("kube", "render", QUICKSTART)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: clients need an API key")
+    assert len(result.stderr.splitlines()) == 1
     manifest = yaml.safe_load(result.stdout)
     assert manifest["kind"] == "RayService"
     assert manifest["metadata"]["name"] == "quickstart"
@@ -33,6 +35,7 @@ def test_the_options_reach_the_manifest() -> None:
     result = run(
         *("kube", "render", QUICKSTART, "--name", "chat", "--image", "a:b", "--namespace", "llm"),
         *("--ray-version", "2.60.1", "--hf-token-secret", "hf:token"),
+        *("--store-secret", "keys:url"),
     )
     manifest = yaml.safe_load(result.stdout)
     assert manifest["metadata"]["name"] == "chat"
@@ -41,6 +44,9 @@ def test_the_options_reach_the_manifest() -> None:
     (worker,) = workers_of(manifest)
     assert container_of(worker)["image"] == "a:b"
     assert container_of(worker)["env"][0]["valueFrom"]["secretKeyRef"]["key"] == "token"
+    (store,) = container_of(head_of(manifest))["env"]
+    assert store["valueFrom"]["secretKeyRef"] == {"name": "keys", "key": "url"}
+    assert "--store-secret keys:url" in result.stdout
 
 
 def test_settings_from_outside_are_in_the_manifest_and_named_in_its_head() -> None:
@@ -74,7 +80,10 @@ def test_a_file_is_written_with_what_would_have_been_printed(tmp_path: Path) -> 
 
 
 def test_notes_go_to_standard_error() -> None:
-    result = run("kube", "render", QUICKSTART, "--set", "tiny.replicas.min=0")
+    result = run(
+        *("kube", "render", QUICKSTART, "--set", "tiny.replicas.min=0"),
+        *("--set", "gateway.auth.open_to_network=true"),
+    )
     assert result.stderr == "note: tiny.replicas.min is 0: no pod is started for it\n"
     yaml.safe_load(result.stdout)
 

@@ -56,6 +56,14 @@ def test_a_name_is_made_of_any_text(text: str, expected: str) -> None:
 def test_a_secret_is_named_with_or_without_its_key() -> None:
     assert SecretKey.read("hf") == SecretKey("hf", "HF_TOKEN")
     assert SecretKey.read("hf:token") == SecretKey("hf", "token")
+    assert SecretKey.read("keys", key="URL") == SecretKey("keys", "URL")
+
+
+def test_a_url_in_place_of_a_secrets_name_is_refused_and_not_printed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        SecretKey.read("postgresql://me:hush@host/db", path="--store-secret", key="URL")
+    assert caught.value.path == "--store-secret"
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", ":token", "hf:", "hf:a/b", "hf_TokenItself", "a:b:c"])

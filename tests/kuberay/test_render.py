@@ -25,6 +25,11 @@ from tests.kuberay.files import (
 )
 
 QUICKSTART = (ROOT / "examples" / "quickstart.yaml").read_text()
+OPEN = "args: {auth: {open_to_network: true}}"
+STORE_ENV = {
+    "name": "AIBRIX_RAY_STORE",
+    "valueFrom": {"secretKeyRef": {"name": "aibrix-ray-store", "key": "AIBRIX_RAY_STORE"}},
+}
 TINY = group_text("tiny", "model: tiny")
 
 #: Every field of a group that a GPU may have; see the test that holds it complete.
@@ -49,6 +54,7 @@ FULL_GROUP = """
     env: {LANG: C.UTF-8, ANSWER: "1e3"}
     labels: {team: "no"}
 """
+OTHER_AUTH = {"limiter": "redis://cache:6379/0"}
 FULL_GATEWAY = """
 - name: gateway
   import_path: aibrix_ray:gateway
@@ -61,6 +67,8 @@ FULL_GATEWAY = """
     drain_timeout_s: 40
     max_body_bytes: 1048576
     keep_alive_s: 30
+    http: {max_connections: 100}
+    auth: {keys: false, limiter: "redis://cache:6379/0"}
   deployments:
   - name: gateway
     user_config:
@@ -127,14 +135,16 @@ def test_a_group_on_a_new_accelerator_only_appends_a_worker_group() -> None:
 
 
 def test_the_gateway_is_opened_to_the_pods_network() -> None:
-    for host in ("", "args: {host: 127.0.0.1}", "args: {host: 10.1.2.3}"):
+    for host in ("", "args: {host: 127.0.0.1}", "args: {host: 10.1.2.3, auth: {keys: true}}"):
         manifest = make_manifest(TINY, gateway=f"{GATEWAY}  {host}\n")
         gateway = serve_config_of(manifest)["applications"][0]
         assert gateway["args"]["host"] == "0.0.0.0"
 
 
 def test_a_host_that_is_open_already_stays() -> None:
-    manifest = make_manifest(TINY, gateway=f'{GATEWAY}  args: {{host: "::"}}\n')
+    manifest = make_manifest(
+        TINY, gateway=f'{GATEWAY}  args: {{host: "::", auth: {{keys: true}}}}\n'
+    )
     assert serve_config_of(manifest)["applications"][0]["args"]["host"] == "::"
 
 
@@ -145,6 +155,7 @@ def test_every_field_of_the_file_reaches_serve() -> None:
     assert set(expected["applications"][0]["args"]) == set(GatewayArgs.model_fields)
     assert set(expected["applications"][1]["args"]) == set(GroupArgs.model_fields)
     expected["applications"][0]["args"]["host"] = "0.0.0.0"
+    expected["applications"][0]["args"]["auth"] = {"keys": True, **OTHER_AUTH}
     assert serve_config_of(render(parsed, OPTIONS)) == expected
 
 
@@ -184,7 +195,9 @@ def test_behind_serves_proxy_the_port_is_that_of_the_proxy() -> None:
     assert container_of(workers_of(manifest)[0])["ports"] == [
         {"name": "serve", "containerPort": 9100}
     ]
-    plain = render(parse(gateway, TINY, top="proxy_location: EveryNode"), OPTIONS)
+    assert serve_config_of(manifest)["applications"][0]["args"]["auth"] == {"keys": True}
+    silent = gateway.replace("serve}", "serve, auth: {open_to_network: true}}")
+    plain = render(parse(silent, TINY, top="proxy_location: EveryNode"), OPTIONS)
     assert container_of(workers_of(plain)[0])["ports"][0]["containerPort"] == 8000
 
 
@@ -229,7 +242,8 @@ def test_no_two_clusters_are_given_one_external_storage() -> None:
 
 
 def test_the_token_comes_from_a_secret_and_only_to_the_workers() -> None:
-    manifest = make_manifest(TINY, hf_token=SecretKey("hugging-face", "token"))
+    gateway = f"{GATEWAY}  {OPEN}\n"
+    manifest = make_manifest(TINY, gateway=gateway, hf_token=SecretKey("hugging-face", "token"))
     assert container_of(workers_of(manifest)[0])["env"] == [
         {
             "name": "HF_TOKEN",
@@ -237,7 +251,41 @@ def test_the_token_comes_from_a_secret_and_only_to_the_workers() -> None:
         }
     ]
     assert "env" not in container_of(head_of(manifest))
-    assert "env" not in container_of(workers_of(make_manifest(TINY))[0])
+    assert "env" not in container_of(workers_of(make_manifest(TINY, gateway=gateway))[0])
+
+
+def test_gateways_ask_for_keys_and_every_pod_gets_their_store_from_a_secret() -> None:
+    manifest = make_manifest(TINY)
+    assert serve_config_of(manifest)["applications"][0]["args"]["auth"] == {"keys": True}
+    for group in (head_of(manifest), *workers_of(manifest)):
+        assert container_of(group)["env"] == [STORE_ENV]
+    other = make_manifest(TINY, store=SecretKey("keys", "url"))
+    (variable,) = container_of(head_of(other))["env"]
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "url"}}
+
+
+def test_no_keys_are_asked_for_where_the_file_says_so() -> None:
+    manifest = make_manifest(TINY, gateway=f"{GATEWAY}  {OPEN}\n")
+    (args,) = [serve_config_of(manifest)["applications"][0]["args"]]
+    assert args == {"host": "0.0.0.0", "auth": {"open_to_network": True}}
+    assert all("env" not in container_of(group) for group in [head_of(manifest)])
+
+
+def test_a_store_that_stands_in_the_file_stays_there_and_is_noted() -> None:
+    gateway = f"{GATEWAY}  args: {{auth: {{store: 'postgresql://a:b@c/d'}}}}\n"
+    manifest = make_manifest(TINY, gateway=gateway)
+    auth = serve_config_of(manifest)["applications"][0]["args"]["auth"]
+    assert auth == {"keys": True, "store": "postgresql://a:b@c/d"}
+    assert "env" not in container_of(head_of(manifest))
+    (note,) = notes(parse(gateway, TINY), OPTIONS)
+    assert "gateway.args.auth.store" in note
+    assert "a:b" not in note
+
+
+def test_the_secret_that_pods_wait_for_is_noted() -> None:
+    (note,) = notes(parse(GATEWAY, TINY), OPTIONS)
+    assert "secret generic aibrix-ray-store --from-literal=AIBRIX_RAY_STORE=postgresql" in note
+    assert "gateway.args.auth.open_to_network: true" in note
 
 
 def test_the_head_has_no_cpu_for_replicas() -> None:
@@ -278,7 +326,8 @@ def test_what_the_user_should_know_is_noted() -> None:
                 group_text("a", "model: a, accelerator: L4, env: {HF_TOKEN: hf_x}"),
                 group_text("b", "model: b, accelerator: L4, tensor_parallel: 2, source: /models/b"),
                 group_text("c", "model: c, replicas: {min: 0, max: 1}"),
-            )
+            ),
+            OPTIONS,
         )
     )
     assert "a.env.HF_TOKEN" in text
@@ -288,5 +337,5 @@ def test_what_the_user_should_know_is_noted() -> None:
     assert "a and b use L4 in replicas of different size (1, 2): every pod has 2" in text
 
 
-def test_there_is_nothing_to_note_about_the_quickstart() -> None:
-    assert list(notes(ServeFile.read(QUICKSTART).parse())) == []
+def test_there_is_nothing_else_to_note_about_the_quickstart() -> None:
+    assert len(list(notes(ServeFile.read(QUICKSTART).parse(), OPTIONS))) == 1
