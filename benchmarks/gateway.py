@@ -1,30 +1,31 @@
 """What a request costs in our gateway, beside its peers, in one run.
 
-The claim: our gateway costs no more than the Rust vllm-router, and a real vLLM behind us is as fast
-as `vllm serve` alone. To reproduce, on a machine that does nothing else:
+The claims: with keys and limits off our gateway is no slower than the Rust vllm-router and costs no
+more; with both on it costs half of that router's cache-aware policy; a real vLLM behind us is as
+fast as `vllm serve` alone. To reproduce, on a machine that does nothing else:
 
     apt-get install wrk
-    python benchmarks/install_peers.py       # vllm-router and HAProxy, outside of our venv
-    python benchmarks/gateway.py             # everything, half an hour on two cores
-    python benchmarks/gateway.py --quick     # the mock backends only, under a minute
+    python benchmarks/install_peers.py          # the peers, outside of our venv
+    python benchmarks/gateway.py                # everything, three quarters of an hour on two cores
+    python benchmarks/gateway.py --only mock    # the mock backends, 25 minutes
+    python benchmarks/gateway.py --quick        # the contested rows over the mocks, a minute
 
-**Part 1, mock backends.** Two instances of `mock_backend.py`, and before them, one after the other:
-nothing (one mock directly), ours, ours over TCP, vllm-router with round robin. `wrk -t1` over
-keep-alive connections, 1 s of warm-up a cell. A stream is 32 events; it counts when its last chunk
-has come. CPU is user + system of all processes of the gateway, from /proc, over the completed
-requests. "direct" is one mock and the gateways have two, so a gateway may complete more streams
-than "direct".
+**Part 1, mock backends.** Two instances of `mock_backend.py`, and before them, one after the other,
+the systems of `mock_systems.py`; "direct" is one mock alone, so a gateway may complete more streams
+than it. `wrk -t1` over keep-alive connections, 1 s of warm-up a cell. A stream is 32 events; it
+counts when its last chunk has come. CPU is user + system of all processes of the system, as the
+scheduler counts it, over the completed requests. Every client sends an API key; one row reads it.
 
-Each gateway is one process: ours with one thread that works, vllm-router with a thread a core.
-Ours reaches its engines over Unix sockets where they share a node, which is how it runs in
-production, and the top-level ratios take that row. vllm-router can only use TCP; so "ours over TCP"
-is measured too, and its ratios stand beside the others, in the table and under `over_tcp`.
+Those streams come as fast as they can, so several events are often waiting when a gateway looks,
+and the mocks limit their rate: they are compared by CPU. An engine sends a token every few
+milliseconds, which leaves less to gather: "paced" streams come at 10 ms a token, by
+`stream_client.py`, with the time to the first token.
 
-Those streams come as fast as they can, so several events are often waiting when a gateway looks. An
-engine sends a token every few milliseconds, which leaves less to gather: the full run therefore
-measures "paced" streams too, 10 ms a token, by `stream_client.py`, with the time to the first
-token. They enter none of the four ratios of the claim; theirs stands beside them, win or lose. At
-one connection their CPU is a handful of clock ticks: read 16 and 64.
+Ours is one process with one thread that works; it reaches its engines over Unix sockets where they
+share a node, which is how it runs in production. The Rust routers and HAProxy have a thread a core
+and can only use TCP, so "ours over TCP" is measured too, and its ratios stand beside the others, in
+the table and under `over_tcp`. The systems that decide no narrow claim are measured in the first
+round only, the slow ones for longer.
 
 **Part 2, a real vLLM on the CPU.** `vllm serve` alone, ours, ray.serve.llm with its defaults and at
 its best (HAProxy, direct streaming, its batching of 50 ms off). One replica, streams of 32 tokens,
@@ -35,7 +36,8 @@ Every process runs at nice 0 (Ray's workers too, by RAY_worker_niceness=0) and o
 is the worst over the cells it is drawn from; it is null where one was left out, had errors or ran
 at another nice value.
 The exit code says whether every row could be measured, not who won. `--json PATH` writes the
-result; a run of everything at the sizes above, undisturbed, is also kept in `results/gateway.json`.
+result; a run of everything, or of one part, at the sizes above and undisturbed is also kept in
+`results/gateway.json`, where a part that was not measured now stays as it was, with its date.
 The column "others" says how many cores foreign processes kept busy during a cell.
 """
 
@@ -56,8 +58,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import engine_rows, mock_rows
-from benchmarks.cells import OURS, RAY_SERVE_LLM, RAY_SERVE_LLM_BEST, VLLM_SERVE, Measured
+from benchmarks.cells import OURS, RAY_SERVE_LLM, RAY_SERVE_LLM_BEST, VLLM_SERVE, Measured, Part
 from benchmarks.install_peers import install_peers
+from benchmarks.kept import read_part
 from benchmarks.processes import NotMeasured
 from benchmarks.report import document, is_quiet, show
 from benchmarks.wrk import require_wrk
@@ -83,14 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         args.json.write_text(result)
     if _is_full(args) and _is_worth_keeping(measured):
-        _RESULT.parent.mkdir(exist_ok=True)
-        _RESULT.write_text(result)
+        _keep(measured, settings)
     return 1 if measured.failed else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What a request costs in our gateway.")
-    parser.add_argument("--quick", action="store_true", help="mock backends only, one short round")
+    parser.add_argument(
+        "--quick", action="store_true", help="the contested rows over the mocks, one short round"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there")
     parser.add_argument("--only", choices=["mock", "engine"], help="one of the two parts")
     parser.add_argument("--rounds", type=int, help="rounds of each part (3; quick: 1)")
@@ -98,7 +102,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seconds", type=float, help="measured a cell (mock 3, quick 1.5; engine 10)"
     )
     parser.add_argument(
-        "--connections", type=int, nargs="+", help="sizes of both parts (1 16 64; engine 1 8 16)"
+        "--connections",
+        type=int,
+        nargs="+",
+        help="sizes of both parts (1 16 64 256; engine 1 8 16)",
     )
     parser.add_argument(
         "--install-peers", action="store_true", help="install what is missing first"
@@ -110,14 +117,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _is_full(args: argparse.Namespace) -> bool:
-    """Whether the run measures everything at the documented sizes."""
-    changes = (args.quick, args.only, args.rounds, args.seconds, args.connections)
+    """Whether the run measures its parts at the documented sizes."""
+    changes = (args.quick, args.rounds, args.seconds, args.connections)
     return not any(changes)
 
 
 def _is_worth_keeping(measured: Measured) -> bool:
     """Whether nothing is missing and nobody disturbed; wins and losses are kept alike."""
     return not (measured.left_out or measured.failed) and is_quiet(measured.cells)
+
+
+def _keep(measured: Measured, settings: dict[str, object]) -> None:
+    """Write the result where it stays; of a part that was not measured now, the earlier one."""
+    parts: tuple[Part, ...] = ("mock", "engine")
+    absent = [part for part in parts if part not in {cell.part for cell in measured.cells}]
+    kept = {part: found for part in absent if (found := read_part(_RESULT, part))}
+    for part, found in kept.items():
+        _say(f"the part {part} is kept as it was measured on {found.date}")
+    _RESULT.parent.mkdir(exist_ok=True)
+    _RESULT.write_text(json.dumps(document(measured, settings, kept), indent=1) + "\n")
 
 
 def _measure(args: argparse.Namespace) -> tuple[Measured, dict[str, object]]:
@@ -138,10 +156,16 @@ def _measure(args: argparse.Namespace) -> tuple[Measured, dict[str, object]]:
 
 
 def _measure_mock(args: argparse.Namespace, scratch: Path, settings: dict[str, object]) -> Measured:
-    connections = args.connections or ([16, 64] if args.quick else [1, 16, 64])
-    seconds = args.seconds or (1.5 if args.quick else 3.0)
-    rounds = args.rounds or (1 if args.quick else 3)
-    sizes = mock_rows.Sizes(connections, seconds, rounds, paced=not args.quick)
+    connections = args.connections or ([16, 64] if args.quick else [1, 16, 64, 256])
+    sizes = mock_rows.Sizes(
+        connections=connections,
+        paced_connections=connections[:1] if args.quick else connections,
+        seconds=args.seconds or (1.0 if args.quick else 3.0),
+        paced_seconds=args.seconds or (2.0 if args.quick else 3.0),
+        warm_up_s=0.3 if args.quick else 1.0,
+        rounds=args.rounds or (1 if args.quick else 3),
+        everybody=not args.quick,
+    )
     settings["mock"] = {**asdict(sizes), "pace_ms": mock_rows.PACE_MS}
     try:
         require_wrk()

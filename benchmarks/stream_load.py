@@ -28,6 +28,8 @@ class StreamLoad:
     seed: int = 0
     #: False for servers that count no tokens.
     usage: bool = True
+    #: API key; "": none is sent.
+    key: str = ""
 
 
 def run_stream_client(port: int, load: StreamLoad) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def run_stream_client(port: int, load: StreamLoad) -> dict[str, Any]:
     command = [sys.executable, str(_SCRIPT), "--port", str(port), "--model", load.model]
     command += ["--connections", str(load.connections), "--seconds", str(load.seconds)]
     command += ["--warm-up", str(WARM_UP_S), "--seed", str(load.seed)]
+    command += ["--key", load.key] if load.key else []
     command += [] if load.usage else ["--no-usage"]
     limit_s = load.seconds + 120
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)

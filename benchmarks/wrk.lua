@@ -1,9 +1,10 @@
 -- The load of benchmarks/wrk.py: one JSON body, posted again and again; the outcome as one JSON line.
--- Usage: wrk ... -s wrk.lua URL -- BODY
+-- Usage: wrk ... -s wrk.lua URL -- BODY KEY
 
 function init(args)
   wrk.method = "POST"
   wrk.headers["Content-Type"] = "application/json"
+  wrk.headers["Authorization"] = "Bearer " .. args[2]
   wrk.body = args[1]
 end
 

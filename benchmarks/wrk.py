@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,18 @@ def require_wrk() -> str:
     return path
 
 
-def run_wrk(url: str, body: str, *, connections: int, seconds: float) -> Outcome:
+def run_wrk(url: str, body: str, *, key: str, connections: int, seconds: float) -> Outcome:
     """Post `body` to `url` over keep-alive connections for `seconds`, then count."""
+    return run_script(_SCRIPT, url, [body, key], connections=connections, seconds=seconds)
+
+
+def run_script(
+    script: Path, url: str, args: Sequence[str], *, connections: int, seconds: float
+) -> Outcome:
+    """Run wrk for `seconds` with a script that prints its outcome as `wrk.lua` does."""
     command = [require_wrk(), "-t1", f"-c{connections}", f"-d{int(seconds) + 30}s"]
-    command += ["--timeout", "10s", "-s", str(_SCRIPT), url, "--", body]
+    # Longer than any run: who answers late is slow, which is no error.
+    command += ["--timeout", "60s", "-s", str(script), url, "--", *args]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -67,3 +67,21 @@ def test_our_own_process_is_no_member_of_a_service(tmp_path: Path) -> None:
 
     assert os.getpid() not in service.usage().cpu_s
     service.stop()
+
+
+def test_cpu_is_counted_finer_than_in_clock_ticks(tmp_path: Path) -> None:
+    service = Service("sleeper", ["sleep", "600"], log=tmp_path / "log")
+
+    (cpu_s,) = service.usage().cpu_s.values()
+
+    assert cpu_s > 0.0
+    service.stop()
+
+
+def test_an_idle_service_is_not_waited_for(tmp_path: Path) -> None:
+    service = Service("sleeper", ["sleep", "600"], log=tmp_path / "log")
+
+    service.await_idle(timeout_s=60.0)
+
+    assert service.usage().cpu_s
+    service.stop()
