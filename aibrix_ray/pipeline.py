@@ -20,6 +20,9 @@ from aibrix_ray.errors import (
 from aibrix_ray.routing import RoutingPolicy
 from aibrix_ray.types import Ending, Outcome, ReplicaView, RequestView, Usage, Verdict
 
+#: How many replicas may die under one request after it had made progress there.
+MAX_BREAKS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
@@ -32,6 +35,7 @@ class ModelSettings:
         timeout_s: the whole request.
         max_attempts: replicas tried before the first byte.
         retry_after_s: what a 429 or 503 advises.
+        resume: a stream whose replica dies goes on at another one.
     """
 
     wait_for_replica_s: float = 60.0
@@ -40,6 +44,7 @@ class ModelSettings:
     timeout_s: float = 3600.0
     max_attempts: int = 3
     retry_after_s: float = 1.0
+    resume: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +121,7 @@ class Life:
     """One request from its arrival to its end. Not shared between requests."""
 
     __slots__ = (
+        "_breaks",
         "_last_error",
         "_tried",
         "_waiting_since_s",
@@ -131,6 +137,7 @@ class Life:
         self.arrived_s = now_s
         self.attempts = 0
         self._tried: list[str] = []
+        self._breaks = 0
         self._last_error = ""
         self._waiting_since_s: float | None = None
 
@@ -146,7 +153,7 @@ class Life:
         settings = self.model.settings
         if self.attempts >= settings.max_attempts:
             raise ReplicaFailed(
-                f"{self.attempts} replicas of `{self.model.name}` failed before their first byte; "
+                f"{self.attempts} replicas of `{self.model.name}` failed under this request; "
                 f"the last one: {self._last_error}"
             )
         ready: Sequence[ReplicaView] = self.model.ready
@@ -167,6 +174,17 @@ class Life:
 
     def failed(self, replica: ReplicaView, reason: str) -> None:
         """Say that an attempt failed before its first byte; the next one goes elsewhere."""
+        self._tried.append(replica.replica_id)
+        self._last_error = reason
+
+    def broke(self, replica: ReplicaView, reason: str) -> None:
+        """Say that an answer broke after it had made progress and is continued elsewhere.
+
+        What was received cannot be lost any more, so the attempts are counted anew; but a request
+        that is the death of its replicas must not go through the whole fleet (`MAX_BREAKS`).
+        """
+        self._breaks += 1
+        self.attempts = 0 if self._breaks <= MAX_BREAKS else self.model.settings.max_attempts
         self._tried.append(replica.replica_id)
         self._last_error = reason
 

@@ -190,6 +190,7 @@ class GatewayApp:
             timeout_s=config.timeout_s,
             max_attempts=config.max_attempts,
             retry_after_s=config.retry_after_s,
+            resume=config.resume,
         )
 
 

@@ -1,7 +1,8 @@
 """Carries one request: asks its `Life` what to do, moves the bytes, says what became of it.
 
 Before the first byte of an answer has gone to the client, a replica that refuses, resets or dies
-costs only an attempt: the request goes elsewhere. After it, a broken stream ends with an SSE error
+costs only an attempt: the request goes elsewhere. After it, a stream goes on at another replica
+from the token ids that have come (decision 12); where that cannot be, it ends with an SSE error
 frame and `[DONE]`, never with a fabricated finish.
 """
 
@@ -43,6 +44,7 @@ class Exchange:
         "request_id",
         "sent_s",
         "started",
+        "stream",
         "task",
         "usage",
     )
@@ -57,6 +59,7 @@ class Exchange:
         self.sent_s = self.first_byte_s = _PENDING
         self.started = self.gone = self.expired = self.holding = False
         self.usage: Usage | None = None
+        self.stream: EventStream | None = None
 
     def client_gone(self) -> None:
         """Note that the client has left: abort the generation in the engine."""
@@ -124,7 +127,14 @@ class Forwarder:
         self.under_way.add(exchange)
         try:
             while True:
-                status = await self._attempt(exchange, scope, send, body)
+                try:
+                    status = await self._attempt(exchange, scope, send, body)
+                except ApiError as error:
+                    if exchange.stream is None:
+                        raise
+                    exchange.usage = exchange.stream.spent()
+                    await self._end_stream(exchange, error, send)
+                    raise BrokenAnswer(error) from error
                 if status:
                     return status
         except asyncio.CancelledError:
@@ -159,7 +169,8 @@ class Forwarder:
                 ending = Ending.REJECTED if chosen.draining else Ending.FAILED
                 return 0
             status = connection.status
-            await self._answer(exchange, chosen, connection, send)
+            if not await self._answer(exchange, chosen, connection, send):
+                return 0
             ending = Ending.COMPLETED if status < 400 else Ending.CLIENT_ERROR
             if status >= 500:
                 ending = Ending.FAILED
@@ -185,6 +196,7 @@ class Forwarder:
             length=len(body),
             request_id=exchange.request_id,
             token=replica.endpoint.address.token,
+            extra=_token_headers(exchange, scope["path"]),
         )
         fresh = False
         while True:
@@ -205,7 +217,7 @@ class Forwarder:
                 exchange.life.failed(replica, str(error))
                 if connection is None:
                     self._fleet.mark_down(replica)
-                self._metrics.retries += 1
+                self._metrics.retried(exchange.life.model.name)
                 return None
         if connection.status == 503 and any(k == RETRY_HEADER for k, _ in connection.headers):
             exchange.life.refused(replica)
@@ -215,8 +227,10 @@ class Forwarder:
 
     async def _answer(
         self, exchange: Exchange, replica: Replica, connection: Connection, send: Send
-    ) -> None:
-        """Pass the answer on, whole or as it comes."""
+    ) -> bool:
+        """Pass the answer on, whole or as it comes; tell whether that was all of it."""
+        if exchange.stream is not None:
+            return await self._continue(exchange, exchange.stream, replica, connection, send)
         first = await self._read(exchange, connection)
         exchange.first_byte_s = self._clock()
         for name, value in connection.headers:
@@ -236,40 +250,76 @@ class Forwarder:
         exchange.started = True
         await send({"type": "http.response.start", "status": connection.status, "headers": headers})
         if connection.streaming:
-            await self._stream(exchange, connection, send, first)
-        elif connection.complete:
+            exchange.stream = EventStream()
+            return await self._stream(exchange, exchange.stream, replica, connection, send, first)
+        if connection.complete:
             await send({"type": "http.response.body", "body": first})
         else:
             await self._pass_on(exchange, connection, send, first)
+        return True
+
+    async def _continue(
+        self,
+        exchange: Exchange,
+        stream: EventStream,
+        replica: Replica,
+        connection: Connection,
+        send: Send,
+    ) -> bool:
+        """Go on with a stream that another replica has begun."""
+        if connection.status != 200 or not connection.streaming:
+            reason = f"it answered {connection.status} when asked to continue a stream"
+            if connection.status < 500:
+                raise ReplicaFailed(f"the replica failed and no other can go on: {reason}")
+            exchange.life.failed(replica, reason)
+            return False
+        stream.resume()
+        self._metrics.resumed(exchange.life.model.name)
+        first = await self._read(exchange, connection)
+        exchange.first_byte_s = self._clock()
+        return await self._stream(exchange, stream, replica, connection, send, first)
 
     async def _stream(
-        self, exchange: Exchange, connection: Connection, send: Send, data: bytes
-    ) -> None:
-        stream = EventStream()
+        self,
+        exchange: Exchange,
+        stream: EventStream,
+        replica: Replica,
+        connection: Connection,
+        send: Send,
+        data: bytes,
+    ) -> bool:
+        """Pass events on as they come; False: the replica failed, and another can go on."""
+        told = stream.told
         idle_s = exchange.life.model.settings.idle_timeout_s
         try:
             while data:
                 ready = stream.feed(data)
                 if connection.complete and not connection.pending:
                     ready += stream.flush()
-                    exchange.usage = stream.usage
                     await send({"type": "http.response.body", "body": ready})
-                    return
+                    return True
                 if ready:
                     await send({"type": "http.response.body", "body": ready, "more_body": True})
                 exchange.allow(idle_s, self._clock())
                 data = await self._read(exchange, connection)
-        except ApiError as error:
-            exchange.usage = stream.usage
+        except ReplicaFailed as error:
             if stream.done:
                 # The client has it all; only the replica's end of the answer is missing.
                 await send({"type": "http.response.body", "body": b""})
-                return
-            frame = b"data: " + error_body(error) + b"\n\n" + DONE
-            await send({"type": "http.response.body", "body": frame})
-            raise BrokenAnswer(error) from error
-        exchange.usage = stream.usage
+                return True
+            if not (stream.carried and exchange.life.model.settings.resume):
+                raise
+            lost = exchange.life.broke if stream.told > told else exchange.life.failed
+            lost(replica, str(error))
+            return False
         await send({"type": "http.response.body", "body": stream.flush()})
+        return True
+
+    async def _end_stream(self, exchange: Exchange, error: ApiError, send: Send) -> None:
+        """Tell the client of a stream that it broke."""
+        self._metrics.broken(exchange.life.model.name)
+        frame = b"data: " + error_body(error) + b"\n\n" + DONE
+        await send({"type": "http.response.body", "body": frame})
 
     async def _pass_on(
         self, exchange: Exchange, connection: Connection, send: Send, data: bytes
@@ -300,6 +350,9 @@ class Forwarder:
         exchange.holding = True
         try:
             await self._fleet.wait_for_change(seconds)
+        except asyncio.CancelledError:
+            self._check_interrupted(exchange)
+            raise
         finally:
             exchange.holding = False
             model.held -= 1
@@ -320,10 +373,15 @@ class Forwarder:
         first_s = exchange.first_byte_s
         ttft_s = None if first_s == _PENDING else first_s - exchange.sent_s
         e2e_s = now_s - exchange.sent_s
+        streamed = exchange.stream is not None
+        if exchange.stream is not None and ending is not Ending.FAILED:
+            exchange.usage = exchange.stream.spent()
         exchange.life.ended(
             replica, ending, status=status, ttft_s=ttft_s, e2e_s=e2e_s, usage=exchange.usage
         )
-        self._metrics.attempt_ended(exchange.life.model.name, ttft_s, e2e_s, exchange.usage)
+        self._metrics.attempt_ended(
+            exchange.life.model.name, ttft_s, e2e_s, exchange.usage, streamed=streamed
+        )
 
 
 class BrokenAnswer(Exception):
@@ -332,6 +390,16 @@ class BrokenAnswer(Exception):
     def __init__(self, error: ApiError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _token_headers(exchange: Exchange, path: str) -> bytes:
+    """Return the private header lines by which a stream can be continued elsewhere."""
+    if exchange.stream is not None:
+        return b"x-aibrix-tokens: 1\r\n" + exchange.stream.resume_headers()
+    life = exchange.life
+    if life.request.stream and life.model.settings.resume and path in wire.CARRIED_PATHS:
+        return b"x-aibrix-tokens: 1\r\n"
+    return b""
 
 
 def error_body(error: ApiError) -> bytes:

@@ -206,15 +206,6 @@ class GatewayMetrics:
         """Count an attempt that failed before its first byte."""
         self.of(model).retries[0] += 1.0
 
-    @property
-    def retries(self) -> int:
-        """Attempts of this gateway that failed before their first byte."""
-        return int(sum(each.retries[0] for each in self._models.values()))
-
-    @retries.setter
-    def retries(self, count: int) -> None:
-        self.of(OTHER).retries[0] += count - self.retries
-
     def hedged(self, model: str) -> None:
         """Count a second replica that was asked because the first one was slow."""
         self.of(model).hedges[0] += 1.0

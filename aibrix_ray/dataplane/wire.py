@@ -41,6 +41,8 @@ JSON_PATHS = frozenset(
         "/detokenize",
     }
 )
+#: The streams of these can go on at another replica.
+CARRIED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MULTIPART_PATHS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 FORWARDED_PATHS = JSON_PATHS | MULTIPART_PATHS
 
@@ -142,14 +144,18 @@ def request_head(
     length: int,
     request_id: bytes,
     token: str,
+    extra: bytes = b"",
 ) -> bytes:
-    """Return the head of the request to a replica, ready to be followed by the body."""
+    """Return the head of the request to a replica, ready to be followed by the body.
+
+    `extra` are private header lines, each with its line end.
+    """
     target = path.encode("ascii", "replace")
     if query:
         target += b"?" + query
     parts = [
         b"POST %b HTTP/1.1\r\nhost: replica\r\ncontent-length: %d\r\nx-aibrix-meta: 1\r\n"
-        b"x-request-id: %b\r\n" % (target, length, request_id)
+        b"x-request-id: %b\r\n%b" % (target, length, request_id, extra)
     ]
     if token:
         parts.append(b"x-aibrix-token: %b\r\n" % token.encode())

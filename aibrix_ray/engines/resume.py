@@ -87,11 +87,10 @@ class Carry:
         """Return what stands before a message of the stream."""
         if not body.startswith(b"data:"):
             return b""  # a comment of the engine's, or the end
+        lines = self._take_head()
         if self._opening:
             self._opening = False
-            return b""
-        lines = self._take_head()
-        if self._pending:
+        elif self._pending:
             lines += b":+%b\n" % ",".join(map(str, self._pending)).encode()
             self._pending.clear()
         return lines

@@ -132,6 +132,12 @@ class Gateway:
         return sum(model.held for model in self.app.pipeline.models.values())
 
     @property
+    def retries(self) -> int:
+        """Attempts that failed before their first byte, of every model."""
+        names = self.app.pipeline.models
+        return int(sum(self.app.metrics.of(name).retries[0] for name in names))
+
+    @property
     def ended(self) -> int:
         """How many requests were counted, whatever their ending."""
         metrics = self.app.metrics

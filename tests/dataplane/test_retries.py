@@ -49,7 +49,7 @@ async def test_a_replica_that_refuses_costs_one_attempt_and_is_not_asked_again(
     for _ in range(3):
         assert (await running.post()).status_code == 200
     assert len(alive.calls) == 3
-    assert running.app.metrics.retries == 1
+    assert running.retries == 1
     assert running.ready == ["m-1"]
 
 
@@ -159,7 +159,7 @@ async def test_before_the_first_byte_a_death_costs_one_attempt_and_the_client_se
     answer = await running.post(body)
     assert (answer.status_code, answer.json()) == (200, body)
     assert answer.headers["target-replica"] == "m-1"
-    assert running.app.metrics.retries == 1
+    assert running.retries == 1
     assert dying.connections == 1
     await running.until_ended("completed", 200)
     endings = [(o.replica_id, o.ending) for o in first_policy(running).outcomes]
@@ -186,7 +186,7 @@ async def test_after_the_first_byte_nobody_else_is_asked(
     other = await backend()
     running = await gateway([await raw_backend(script), other], routing=FIRST)
     assert "replica_failed" in (await running.post()).text
-    assert (other.calls, running.app.metrics.retries) == ([], 0)
+    assert (other.calls, running.retries) == ([], 0)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
@@ -219,7 +219,7 @@ async def test_a_stale_connection_is_replaced_without_counting(
     for _ in range(6):
         assert (await running.post()).content == b"served"
     assert replica.connections == 6
-    assert running.app.metrics.retries == 0
+    assert running.retries == 0
     assert running.ready == ["m-0"]
 
 
@@ -258,7 +258,7 @@ async def test_a_stale_connection_to_a_dead_replica_leads_elsewhere(
     running = await gateway([dying, await backend()], routing=FIRST)
     assert (await running.post()).content == b"served"
     assert (await running.post()).json() == {"model": "m"}
-    assert (running.app.metrics.retries, running.ready) == (1, ["m-1"])
+    assert (running.retries, running.ready) == (1, ["m-1"])
 
 
 async def test_a_fresh_connection_that_breaks_too_is_the_replicas_fault(
@@ -279,7 +279,7 @@ async def test_a_fresh_connection_that_breaks_too_is_the_replicas_fault(
     assert (await running.post()).content == b"served"
     assert (await running.post()).json() == {"model": "m"}
     assert requests == 3  # served, stale, fresh
-    assert running.app.metrics.retries == 1
+    assert running.retries == 1
 
 
 # Draining replicas
@@ -298,7 +298,7 @@ async def test_a_replica_that_drains_sends_requests_elsewhere_at_no_cost(
         answer = await running.post()
         assert (answer.status_code, answer.headers["target-replica"]) == (200, "m-1")
     assert len(leaving.calls) == 1
-    assert (running.app.metrics.retries, running.ready) == (0, ["m-1"])
+    assert (running.retries, running.ready) == (0, ["m-1"])
     assert running.endings() == {("completed", 200): 3}
     assert Ending.FAILED not in [o.ending for o in first_policy(running).outcomes]
 
@@ -352,7 +352,7 @@ async def test_after_max_attempts_the_client_is_told_what_the_last_one_said(
     assert "3 replicas of `m`" in error["message"]
     assert "closed by the replica" in error["message"]
     assert sorted(r.connections for r in replicas) == [0, 1, 1, 1]
-    assert running.app.metrics.retries == 3
+    assert running.retries == 3
     await running.until_ended("failed", 502)
 
 
@@ -383,7 +383,7 @@ async def test_when_the_only_replica_refuses_the_request_waits_until_it_is_confi
     await replica.start()
     running.set_members([replica])
     assert (await within(post)).status_code == 200
-    assert running.app.metrics.retries == 1
+    assert running.retries == 1
 
 
 async def test_a_known_model_without_a_replica_is_held_until_one_is_ready(
