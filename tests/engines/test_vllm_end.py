@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ def owner(
     """
     monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
     with engine_process(
-        folder, checkpoint, new_session=True, max_model_len=1024, args=APART
+        folder, checkpoint, new_session=True, max_model_len=4096, args=APART
     ) as owner:
         yield owner
 
@@ -91,7 +93,7 @@ async def busy(owner: EngineProcess) -> asyncio.Task[None]:
     """Keep the engine generating."""
 
     async def ask() -> None:
-        body = {"model": MODEL, "prompt": "a", "max_tokens": 900, "n": 4, "ignore_eos": True}
+        body = {"model": MODEL, "prompt": "a", "max_tokens": 3900, "n": 4, "ignore_eos": True}
         async with owner.client() as client:
             while True:
                 await client.post("/v1/completions", json=body)
@@ -122,7 +124,10 @@ async def test_sigkill_of_everybody_is_swept_by_the_next_start(
     owner: EngineProcess, folder: Path
 ) -> None:
     remains = await look(owner, folder)
-    kill(owner.pid, remains.tracker, remains.core, remains.worker)
+    everybody = (owner.pid, remains.tracker, remains.core, remains.worker)
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)  # so that none sees another one die, and tidies up
+    kill(*everybody)
     owner.process.wait()
     assert remains.files
     assert all(Path("/dev/shm", name).exists() for name in remains.names)
@@ -136,13 +141,15 @@ async def test_a_dead_core_cuts_carried_streams_and_its_owner_ends_in_order(
     owner: EngineProcess, folder: Path
 ) -> None:
     remains = await look(owner, folder)
-    body = {"model": MODEL, "prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 3900, "ignore_eos": True, "stream": True}
     streams = [
         asyncio.create_task(ask_socket(owner.uds, COMPLETIONS, body, headers))
         for headers in (TOKENS, {})
     ]
 
     async def both_run() -> bool:
+        for stream in streams:
+            assert not stream.done(), stream
         return await owner.running() == 2
 
     await eventually(both_run, within_s=60.0, what="the engine generates")
