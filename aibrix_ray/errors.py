@@ -25,6 +25,7 @@
         └── ServerError        5xx: the same request may succeed later
             ├── ReplicaFailed          502 replica_failed
             ├── NoReplica              503 no_ready_replica, with Retry-After
+            ├── QueueTimeout           503 queue_timeout, with Retry-After
             ├── StoreUnavailable       503 store_unavailable, with Retry-After
             ├── Draining               503 draining, with Retry-After
             ├── TooManyConnections     503 too_many_connections, with Retry-After
@@ -322,6 +323,14 @@ class NoReplica(ServerError):
     status = 503
     type = "overloaded_error"
     code = "no_ready_replica"
+
+
+class QueueTimeout(ServerError):
+    """The fleet was full for as long as a request may wait; come back after `retry_after_s`."""
+
+    status = 503
+    type = "overloaded_error"
+    code = "queue_timeout"
 
 
 class StoreUnavailable(ServerError):

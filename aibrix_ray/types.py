@@ -47,6 +47,8 @@ class ReplicaView:
     `in_flight` counts this gateway's own unanswered requests. `load_base` is what the last report
     saw beyond them (other gateways, Python handles), so that `load` is right about our own traffic
     however old the report is. With no report ever (`stats is None`) it is our own count alone.
+    `progress_s` is when it last showed that it works: an answer to us, a report of new tokens or
+    requests, or one of having nothing to do.
     """
 
     replica_id: str
@@ -61,6 +63,7 @@ class ReplicaView:
     draining: bool = False
     stats: ReplicaStats | None = None
     stats_at_s: float = float("-inf")
+    progress_s: float = float("-inf")
 
     @property
     def load(self) -> int:

@@ -148,7 +148,9 @@ def _ours_tcp(site: Site) -> Launch:
 def _ours_all_on(site: Site) -> Launch:
     plain = _ours(site)
     config, key = make_all_on(site.folder, model=MODEL)
-    return Launch([*plain.argv, "--config", str(config)], key=key)
+    # A store that this machine's user has set would be stronger than the one in the file.
+    env = {"AIBRIX_RAY_STORE": ""}
+    return Launch([*plain.argv, "--config", str(config)], env=env, key=key)
 
 
 def _vllm_router(site: Site, policy: str = "round_robin") -> Launch:

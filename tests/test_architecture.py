@@ -303,7 +303,7 @@ def test_an_import_is_traced_to_the_file_that_it_reads() -> None:
     assert file_of("aibrix_ray.dataplane", "wire") == "dataplane/wire.py"
     assert file_of("aibrix_ray.dataplane", "Fleet") == "dataplane/__init__.py"
     assert file_of("aibrix_ray.dataplane.fleet", "Fleet") == "dataplane/fleet.py"
-    assert file_of("aibrix_ray", "pipeline") == "pipeline.py"
+    assert file_of("aibrix_ray", "registry") == "registry.py"
     assert file_of("aibrix_ray", "dataplane") == "dataplane/__init__.py"
     assert file_of("aibrix_ray.errors", "") == "errors.py"
     assert file_of("aibrix_ray", "__version__") is None

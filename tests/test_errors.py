@@ -37,6 +37,7 @@ TABLE: list[tuple[type[ApiError], int, str, str]] = [
     (Overloaded, 429, "overloaded", "overloaded_error"),
     (ReplicaFailed, 502, "replica_failed", "api_error"),
     (NoReplica, 503, "no_ready_replica", "overloaded_error"),
+    (errors.QueueTimeout, 503, "queue_timeout", "overloaded_error"),
     (Draining, 503, "draining", "overloaded_error"),
     (DeadlineExceeded, 504, "deadline_exceeded", "timeout_error"),
 ]

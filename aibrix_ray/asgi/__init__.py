@@ -7,6 +7,7 @@ from aibrix_ray.asgi.tls import Certificate
 from aibrix_ray.asgi.types import (
     ON_DISCONNECT,
     TASK,
+    WRITE,
     AsgiApp,
     Headers,
     Message,
@@ -18,6 +19,7 @@ from aibrix_ray.asgi.types import (
 __all__ = [
     "ON_DISCONNECT",
     "TASK",
+    "WRITE",
     "AsgiApp",
     "Certificate",
     "ConnectionLimits",

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from aibrix_ray.asgi.types import ON_DISCONNECT, AsgiApp, Headers, Message
+from aibrix_ray.asgi.types import ON_DISCONNECT, WRITE, AsgiApp, Headers, Message
 
 if TYPE_CHECKING:
     from aibrix_ray.asgi.protocol import HttpProtocol
 
 _NO_BODY = frozenset({204, 304})
+_SIZE_LINES = [b"%x\r\n" % size for size in range(4096)]
 _LOGGER = logging.getLogger("uvicorn.error")
 
 
@@ -56,6 +57,7 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
                 _LOGGER.warning("the application ended without completing its answer; cut")
                 self.transport.abort()
             self.on_response = _nothing
+            self.scope.pop(WRITE, None)  # a circle would wait for the collector
 
     async def send(self, message: Message) -> None:
         """Take an ASGI message; the head is kept until there is something to send with it."""
@@ -88,6 +90,17 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
             self.transport.write(body)
         if not more:
             self._complete()
+
+    def write(self, body: bytes) -> bool:
+        """Send one piece of a body now; see `WRITE`."""
+        if self._head or not self._chunked or self.flow.write_paused:
+            return False
+        if self.disconnected or self.transport.is_closing():
+            return False
+        size = len(body)
+        line = _SIZE_LINES[size] if size < len(_SIZE_LINES) else b"%x\r\n" % size
+        self.transport.write(line + body + b"\r\n")
+        return True
 
     def cut(self) -> None:
         """Tell the application that its client has gone, or is treated as gone."""

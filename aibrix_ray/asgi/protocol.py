@@ -20,7 +20,7 @@ from aibrix_ray.asgi.answer import Answer
 from aibrix_ray.asgi.connections import MAX_LINGERING, Connections
 from aibrix_ray.asgi.limits import ConnectionLimits
 from aibrix_ray.asgi.refusal import refusal
-from aibrix_ray.asgi.types import ON_DISCONNECT, TASK, AsgiApp, Headers
+from aibrix_ray.asgi.types import ON_DISCONNECT, TASK, WRITE, AsgiApp, Headers
 from aibrix_ray.errors import (
     ApiError,
     HeadersTooLarge,
@@ -301,6 +301,7 @@ class HttpProtocol(HttpToolsProtocol):  # type: ignore[misc]
         self._running = cycle
         task = self.loop.create_task(cycle.run_asgi(app))
         cycle.scope[TASK] = task
+        cycle.scope[WRITE] = cycle.write
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 

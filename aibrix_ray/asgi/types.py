@@ -17,3 +17,7 @@ TASK = "aibrix.task"
 #: An application stores a callable under this key of the scope; it is called once if the client
 #: goes away before the answer is complete. Saves a task a request that would wait on `receive`.
 ON_DISCONNECT = "aibrix.on_disconnect"
+#: In the scope of an answer of our own server: takes bytes of a body that is sent in pieces at once
+#: and without a task, and returns whether it did. It did not where its client is slow or has gone
+#: or the head is not out yet; then they are for `send`.
+WRITE = "aibrix.write"

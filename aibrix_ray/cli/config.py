@@ -20,6 +20,7 @@ from aibrix_ray.config import (
     Change,
     Diff,
     Effect,
+    GatewayUserConfig,
     ParsedFile,
     ServeFile,
     Sourced,
@@ -102,7 +103,9 @@ def read_effective(file: Path, settings: list[str]) -> tuple[ParsedFile, dict[st
     """
     found, problems = check(read_text(file), os.environ, settings)
     if found is not None:
-        problems = tuple(policy_problems(found[0]))
+        parsed = found[0]
+        base = f"{parsed.gateway_name}.user_config"
+        problems = tuple(policy_problems(parsed.user_config, base=base))
     for problem in problems:
         print_error(problem)
     if found is None or problems:
@@ -110,8 +113,8 @@ def read_effective(file: Path, settings: list[str]) -> tuple[ParsedFile, dict[st
     return found
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file.
+def read_text(file: Path, *, path: str = "FILE") -> str:
+    """Return the text of a file; `path` is what errors call it.
 
     Raises:
         ConfigError: there is no such file, or it is not UTF-8.
@@ -120,17 +123,16 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            path="FILE", value=str(file), expected="a readable UTF-8 file", hint=str(error)
+            path=path, value=str(file), expected="a readable UTF-8 file", hint=str(error)
         ) from error
 
 
-def policy_problems(parsed: ParsedFile) -> list[ConfigError]:
+def policy_problems(config: GatewayUserConfig, *, base: str) -> list[ConfigError]:
     """Return what the routing policies refuse: names and options that they do not know.
 
     A policy given by import path is not loaded: it need not be installed where a file is checked.
+    `base` is where the settings stand.
     """
-    config = parsed.user_config
-    base = f"{parsed.gateway_name}.user_config"
     parts = [(f"{base}.routing", config.routing)]
     for model, settings in config.models.items():
         if settings.routing is not None:

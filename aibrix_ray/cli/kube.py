@@ -49,7 +49,8 @@ HfTokenSecret = Annotated[
 StoreSecret = Annotated[
     str,
     typer.Option(
-        help=f"Secret with the URL of the store of API keys; KEY is {STORE}.",
+        help=f"Secret with the URL of the store of API keys; KEY is {STORE}. Default: "
+        f"{STORE_SECRET.secret}, unless FILE has auth.store.",
         metavar="NAME[:KEY]",
     ),
 ]
@@ -73,7 +74,7 @@ def render_file(
     namespace: Namespace = "",
     ray_version: RayVersion = DEFAULT_RAY_VERSION,
     hf_token_secret: HfTokenSecret = "",
-    store_secret: StoreSecret = STORE_SECRET.secret,
+    store_secret: StoreSecret = "",
     out: Out = None,
 ) -> None:
     """Print a RayService that serves FILE on Kubernetes.
@@ -82,13 +83,14 @@ def render_file(
     and apply it again.
     """
     parsed, sources = read_effective(file, settings or [])
+    store = SecretKey.read(store_secret, path="--store-secret", key=STORE) if store_secret else None
     options = RenderOptions(
         name=name or name_from(file.stem),
         image=image or default_image(ray_version),
         namespace=namespace or None,
         ray_version=ray_version,
         hf_token=SecretKey.read(hf_token_secret) if hf_token_secret else None,
-        store=SecretKey.read(store_secret, path="--store-secret", key=STORE),
+        store=store,
     )
     text = _header(file, options, sources) + to_yaml(render(parsed, options))
     if out is None:
@@ -119,7 +121,7 @@ def _header(file: Path, options: RenderOptions, sources: dict[str, Sourced]) -> 
         command += ["--namespace", options.namespace]
     if options.hf_token is not None:
         command += ["--hf-token-secret", f"{options.hf_token.secret}:{options.hf_token.key}"]
-    if options.store != STORE_SECRET:
+    if options.store is not None:
         command += ["--store-secret", f"{options.store.secret}:{options.store.key}"]
     lines = [
         f"A RayService for KubeRay, made from {shown}. Do not edit: change that file and run",

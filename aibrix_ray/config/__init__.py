@@ -8,6 +8,7 @@ from aibrix_ray.config.diff import ApplicationChange, Change, Diff, Effect, diff
 from aibrix_ray.config.engine import EngineConfig, SimulatedEngineConfig, VllmEngineConfig
 from aibrix_ray.config.file import ParsedFile, ServeFile
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig, ModelConfig, RoutingConfig
+from aibrix_ray.config.gateway_file import GatewayFlag, check_gateway, read_gateway_file
 from aibrix_ray.config.group import GroupArgs, ReplicasConfig
 from aibrix_ray.config.parse import (
     parse_gateway_args,
@@ -27,6 +28,7 @@ __all__ = [
     "Effect",
     "EngineConfig",
     "GatewayArgs",
+    "GatewayFlag",
     "GatewayUserConfig",
     "GroupArgs",
     "ModelConfig",
@@ -38,10 +40,12 @@ __all__ = [
     "Sourced",
     "VllmEngineConfig",
     "check",
+    "check_gateway",
     "diff",
     "effective",
     "json_schema",
     "parse_gateway_args",
     "parse_gateway_user_config",
     "parse_group_args",
+    "read_gateway_file",
 ]

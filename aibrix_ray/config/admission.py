@@ -14,7 +14,8 @@ class AdmissionConfig(Part):
         default=1000,
         ge=0,
         le=1_000_000,
-        description="Requests that may wait; one more is answered with 429. 0: none waits.",
+        description="Requests that may wait, for a free place or for a first ready replica; one "
+        "more is answered with 429. 0: none waits.",
     )
     max_wait_s: float = Field(
         default=30.0,
@@ -28,6 +29,20 @@ class AdmissionConfig(Part):
         le=DAY_S,
         description="Seconds after which a waiting stream is begun with SSE comments, one each "
         "such time, so that no proxy takes it for dead.",
+    )
+    aging_s: float = Field(
+        default=10.0,
+        gt=0.0,
+        le=DAY_S,
+        description="Seconds of waiting that count as one priority more: a request is passed only "
+        "by those that arrive within this time for each class between them.",
+    )
+    running_factor: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1000.0,
+        description="A replica gets at most this many times the requests that its engine runs at "
+        "once, as it reports them, and never more than max_outstanding; null: only that counts.",
     )
 
 
@@ -50,8 +65,9 @@ class OutlierConfig(Part):
         default=None,
         gt=1.0,
         le=1000.0,
-        description="Eject a replica whose mean time to first byte is this many times the median "
-        "of its siblings; null: latency ejects nobody.",
+        description="Eject a replica whose mean time to first byte of streams is this many times "
+        "the median of its siblings, or that lets one stream wait for so long; null: latency "
+        "ejects nobody.",
     )
     min_requests: int = Field(
         default=10, ge=1, le=1_000_000, description="Requests below which no share is computed."
@@ -73,4 +89,11 @@ class OutlierConfig(Part):
         ge=0.0,
         le=1.0,
         description="Share of a model's replicas that may be out at once; 0: ejection is off.",
+    )
+    silent_s: float | None = Field(
+        default=5.0,
+        gt=0.0,
+        le=DAY_S,
+        description="Leave a replica out that has neither answered nor reported any progress for "
+        "so many seconds while its siblings have (it is stuck); null: never.",
     )

@@ -6,12 +6,12 @@ be read stays silent, since that part has a problem of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aibrix_ray.config.application import Application, Kind
-from aibrix_ray.config.gateway import is_loopback
-from aibrix_ray.config.path import render
+from aibrix_ray.config.gateway import GatewayUserConfig, is_loopback
+from aibrix_ray.config.path import Path, render
 from aibrix_ray.config.problems import NOTHING, did_you_mean
 from aibrix_ray.errors import ConfigError
 
@@ -155,21 +155,42 @@ def _check_serves_door(data: Mapping[str, Any], gateway: Application) -> list[Co
 
 
 def _check_models(gateway: Application, groups: Sequence[Application]) -> list[ConfigError]:
-    """Settings must be for a model that is served, and no alias may hide one that is."""
     parts = [group.group for group in groups if group.group is not None]
     if gateway.user_config is None or len(parts) < len(groups):
         return []
-    served = sorted({part.model for part in parts})
+    served = {part.model for part in parts}
+    return check_models(
+        gateway.user_config,
+        gateway.user_config_path,
+        served,
+        expected="a model that a replica group serves",
+        hint="add a group for it or remove the entry",
+    )
+
+
+def check_models(
+    user_config: GatewayUserConfig, base: Path, served: Iterable[str], *, expected: str, hint: str
+) -> list[ConfigError]:
+    """Return settings for a model that is not served, and aliases that hide one that is.
+
+    Args:
+        user_config: the settings.
+        base: where they stand.
+        served: the models that are served.
+        expected: what a model should be, for errors; the names of those served are added.
+        hint: the way out where no served name is near.
+    """
+    names = sorted(served)
     problems = []
-    for model, settings in gateway.user_config.models.items():
-        path = (*gateway.user_config_path, "models", model)
-        if model not in served:
+    for model, settings in user_config.models.items():
+        path = (*base, "models", model)
+        if model not in names:
             problems.append(
                 ConfigError(
                     path=render(path),
                     value=model,
-                    expected=f"a model that a replica group serves: {', '.join(served) or 'none'}",
-                    hint=did_you_mean(model, served) or "add a group for it or remove the entry",
+                    expected=f"{expected}: {', '.join(names) or 'none'}",
+                    hint=did_you_mean(model, names) or hint,
                 )
             )
         problems += [
@@ -180,6 +201,6 @@ def _check_models(gateway: Application, groups: Sequence[Application]) -> list[C
                 hint=f"remove {alias!r}",
             )
             for alias in settings.aliases
-            if alias in served and alias not in gateway.user_config.models
+            if alias in names and alias not in user_config.models
         ]
     return problems

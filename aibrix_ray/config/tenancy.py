@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from aibrix_ray.config.part import Part
+from aibrix_ray.config.part import Part, refuse
 
 _MOST = 1_000_000_000
+_REDIS = ("redis://", "rediss://", "unix://")
 
 
 class LimitsConfig(Part):
@@ -51,3 +52,15 @@ class AuthConfig(Part):
         description="Where limits are counted for all gateways together: a URL such as "
         "redis://host:6379/0; null: one actor on this Ray cluster.",
     )
+
+    @field_validator("limiter")
+    @classmethod
+    def _redis_or_nothing(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(_REDIS):
+            raise refuse(
+                (),
+                "a text that is not shown, since it may hold a password",
+                expected=f"a URL that begins with {', '.join(_REDIS)}",
+                hint="write redis://host:6379/0, or remove it to use an actor on this Ray cluster",
+            )
+        return url

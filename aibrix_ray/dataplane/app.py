@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING
 from aibrix_ray.asgi import Receive, Scope, Send
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
 from aibrix_ray.dataplane import wire
+from aibrix_ray.dataplane.access import TRUSTED, Access, MakeLimiter, Visit, local_limiter
 from aibrix_ray.dataplane.body import ClientGone, Form, read_form, read_json
+from aibrix_ray.dataplane.facts import FACTS, RequestFacts
 from aibrix_ray.dataplane.fleet import Fleet
 from aibrix_ray.dataplane.forward import BrokenAnswer, Forwarder, error_body
 from aibrix_ray.dataplane.metrics import GatewayMetrics
 from aibrix_ray.dataplane.owned import owned_app
+from aibrix_ray.dataplane.settings import model_settings
 from aibrix_ray.errors import ApiError, MethodNotAllowed
 from aibrix_ray.pipeline import ModelSettings, ModelState, Pipeline
 from aibrix_ray.routing import RoutingPolicy, make_policy
@@ -44,6 +47,7 @@ class GatewayApp:
         *,
         name: str = "gateway",
         seed: int = 0,
+        make_limiter: MakeLimiter = local_limiter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -55,8 +59,15 @@ class GatewayApp:
         self.fleet = Fleet(
             self.pipeline, make_policy=self._policy_of, settings_of=self._settings_of
         )
-        self.metrics = GatewayMetrics(self.pipeline.models, lambda: len(self.forwarder.under_way))
+        self.metrics = GatewayMetrics(
+            self.pipeline.models,
+            lambda: len(self.forwarder.under_way),
+            waiting=lambda model: (len(model.queue) - model.held, model.queue.capacity),
+            ejected=lambda model: model.left_out,
+            clock=clock,
+        )
         self.forwarder = Forwarder(self.fleet, self.metrics, clock=clock)
+        self.access = Access(args, self.metrics, make_limiter=make_limiter, clock=clock)
         self.ready = False
         self.draining = False
         self._owned: AsgiApp = owned_app(self)
@@ -64,8 +75,13 @@ class GatewayApp:
         self.reconfigure(user_config)
 
     async def start(self) -> None:
-        """Start to enforce deadlines; freeze what was loaded so that the collector skips it."""
-        self._tasks.append(asyncio.create_task(self.forwarder.sweep(), name="aibrix-deadlines"))
+        """Begin what runs beside requests; freeze what was loaded: the collector skips it."""
+        for name, work in {
+            "deadlines": self.forwarder.sweep(),
+            "gauges": self.metrics.publish_regularly(),
+        }.items():
+            self._tasks.append(asyncio.create_task(work, name=f"aibrix-{name}"))
+        await self.access.start()
         gc.collect()
         gc.freeze()
 
@@ -75,6 +91,8 @@ class GatewayApp:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        await self.access.close()
+        self.metrics.leave()
         self.fleet.close()
 
     def reconfigure(self, user_config: GatewayUserConfig) -> None:
@@ -91,6 +109,7 @@ class GatewayApp:
         self.pipeline.set_aliases(
             {alias: name for name, model in user_config.models.items() for alias in model.aliases}
         )
+        self.access.apply(user_config)
         self.fleet.reconfigure()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,9 +123,11 @@ class GatewayApp:
         scope["aibrix.request_id"] = wire.request_id(scope["headers"])
         scope["aibrix.model"] = ""
         forward = self._forward_json if path in wire.JSON_PATHS else self._forward_form
-        ending, status = Ending.COMPLETED, 200
+        ending, status, visit = Ending.COMPLETED, 200, Visit()
         try:
-            status = await forward(scope, receive, send)
+            if self.access.on and TRUSTED not in scope:
+                visit.tenant = await self.access.tenant_of(scope["headers"])
+            status = await forward(scope, receive, send, visit)
             if status >= 400:
                 ending = Ending.FAILED if status >= 500 else Ending.CLIENT_ERROR
         except ApiError as error:
@@ -124,8 +145,12 @@ class GatewayApp:
             await _send_bland_500(send, scope["aibrix.request_id"])
         finally:
             self.metrics.request_ended(scope["aibrix.model"], ending, status)
+            if visit.life is not None and (visit.admitted is not None or visit.tenant is not None):
+                self.access.leave(visit, visit.life, ending)
+            if (facts := scope.get(FACTS)) is not None:
+                _tell(facts, visit, ending, status)
 
-    async def _forward_json(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _forward_json(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> int:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['path']} takes POST")
         body = await read_json(receive, max_bytes=self._args.max_body_bytes)
@@ -143,9 +168,14 @@ class GatewayApp:
             max_tokens=max_tokens if type(max_tokens) is int else None,
             user=fields.user if type(fields.user) is str else None,
         )
-        return await self._forward(model, request, scope, receive, send, body)
+        if visit.tenant is None and (user := wire.user_of(scope["headers"])) is not None:
+            request.user = user
+        choices = fields.n if type(fields.n) is int and fields.n > 0 else 1
+        return await self._forward(
+            model, request, scope, receive, send, visit, body, choices=choices
+        )
 
-    async def _forward_form(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _forward_form(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> int:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['path']} takes POST")
         form = await read_form(receive, scope["headers"], max_bytes=self._args.max_body_bytes)
@@ -158,7 +188,7 @@ class GatewayApp:
                 model=model.name,
                 path=scope["path"],
             )
-            return await self._forward(model, request, scope, receive, send, form)
+            return await self._forward(model, request, scope, receive, send, visit, form)
 
     async def _forward(
         self,
@@ -167,11 +197,18 @@ class GatewayApp:
         scope: Scope,
         receive: Receive,
         send: Send,
+        visit: Visit,
         body: bytes | Form,
+        *,
+        choices: int = 1,
     ) -> int:
         scope["aibrix.model"] = model.name
+        if self.access.on:
+            await self.access.admit(visit, request, choices=choices)
         now_s = request.arrived_s = self._clock()
-        life = self.pipeline.begin(model, request, now_s)
+        life = visit.life = self.pipeline.begin(model, request, now_s)
+        if visit.admitted is not None:
+            life.answer_headers = visit.admitted.headers
         return await self.forwarder.forward(life, scope, receive, send, body)
 
     def _policy_of(self, model: str) -> RoutingPolicy:
@@ -180,18 +217,22 @@ class GatewayApp:
         return make_policy(routing.policy, seed=self._seed, options=dict(routing.options))
 
     def _settings_of(self, model: str) -> ModelSettings:
-        config = self._config.models.get(model)
-        if config is None:
-            return ModelSettings()
-        return ModelSettings(
-            wait_for_replica_s=config.wait_for_replica_s,
-            first_byte_timeout_s=config.first_byte_timeout_s,
-            idle_timeout_s=config.idle_timeout_s,
-            timeout_s=config.timeout_s,
-            max_attempts=config.max_attempts,
-            retry_after_s=config.retry_after_s,
-            resume=config.resume,
-        )
+        return model_settings(self._config.models.get(model))
+
+
+def _tell(facts: RequestFacts, visit: Visit, ending: Ending, status: int) -> None:
+    """Fill in what the access log and the trace are told of a request."""
+    facts.ending = ending.value
+    facts.status = facts.status or status
+    if visit.tenant is not None:
+        facts.tenant = visit.tenant.name
+    life = visit.life
+    if life is not None:
+        facts.replica = life.replica_id
+        facts.retries = max(0, life.sent - 1)
+        if life.usage is not None:
+            facts.prompt_tokens = life.usage.prompt_tokens
+            facts.completion_tokens = life.usage.completion_tokens
 
 
 async def send_error(send: Send, error: ApiError, request_id: bytes) -> None:

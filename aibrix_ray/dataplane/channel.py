@@ -7,7 +7,7 @@ whatever has arrived (coalesced under load, without delay when paced). Knows no 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +19,21 @@ from aibrix_ray.dataplane.body import Body
 #: A slow client must not make the gateway hold a whole answer: reading pauses above this.
 HIGH_WATER_BYTES = 256 * 1024
 MAX_IDLE_CONNECTIONS = 256
+_MOST_FRAMED = 4096
+
+
+def _size_lines() -> list[bytes]:
+    """Return, by the length of a whole chunk, the line that it begins with; `b""`: none fits."""
+    lines = [b""] * _MOST_FRAMED
+    for size in range(1, _MOST_FRAMED):
+        line = b"%x\r\n" % size
+        length = len(line) + size + 2
+        if length < _MOST_FRAMED:
+            lines[length] = line
+    return lines
+
+
+_SIZE_LINES = _size_lines()
 
 
 class ChannelError(Exception):
@@ -54,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._paused = False
@@ -61,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._answers = 0
         self._busy = False
         self._flowing = False
+        self._chunk_ended = self._between_chunks = False
         self._surplus = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -144,14 +161,26 @@ class Connection(asyncio.Protocol):
             if self._closed is not None:
                 raise ChannelError(self._closed, fresh=True)
             await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
+        data = self._take()
         if self._paused:
             self._paused = False
             if self._closed is None:
                 self._out.resume_reading()
         return data
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Give what arrives to `sink`, at once and without a task, for as long as it takes it.
+
+        Returns when `sink` has said no, and when the answer is at its end or has broken: `read`
+        tells which, and has what came last.
+        """
+        if self._chunks or self.complete or self._closed is not None:
+            return
+        self._sink = sink
+        try:
+            await self._wait()
+        finally:
+            self._sink = None
 
     def release(self) -> None:
         """Give the connection back after a complete answer; close it otherwise."""
@@ -187,6 +216,15 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the framing parser and wake the reader if that changed anything for it."""
+        sink = self._sink
+        if sink is not None and self._between_chunks:
+            # One event in one chunk, as engines send them: the parser would be the same after it.
+            size = len(data)
+            if size < _MOST_FRAMED and (line := _SIZE_LINES[size]) and data.startswith(line):
+                if not sink(data[len(line) : -2]):
+                    self._sink = None
+                    self._wake()
+                return
         if not self._busy:
             self.abort("the replica sent bytes that belong to no request")
             return
@@ -194,6 +232,13 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self.abort(f"the replica's answer is not HTTP: {error}")
+            return
+        # What ends so and has begun no other chunk, ends one.
+        self._between_chunks = self._chunk_ended and data.endswith(b"\r\n")
+        if sink is not None and not self.complete:
+            if self._chunks and not sink(self._take()):
+                self._sink = None
+                self._wake()
             return
         if self._buffered > HIGH_WATER_BYTES and not self._paused and not self.complete:
             self._paused = True
@@ -250,6 +295,14 @@ class Connection(asyncio.Protocol):
         self._chunks.append(data)
         self._buffered += len(data)
 
+    def on_chunk_header(self) -> None:
+        """Note that a chunk has begun."""
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        """Note that a chunk has ended."""
+        self._chunk_ended = True
+
     def on_message_complete(self) -> None:
         """The answer is complete."""
         if self.head_complete:
@@ -271,6 +324,7 @@ class Connection(asyncio.Protocol):
         self._check_open()
         self._busy = True
         self._flowing = self._surplus = False
+        self._chunk_ended = self._between_chunks = False
         self.status = 0
         self.headers = []
         self.streaming = self.head_complete = self.complete = False
@@ -287,6 +341,13 @@ class Connection(asyncio.Protocol):
     def _ends_with_connection(self) -> bool:
         names = {name for name, _ in self.headers}
         return b"content-length" not in names and b"transfer-encoding" not in names
+
+    def _take(self) -> bytes:
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._buffered = 0
+        return data
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()

@@ -7,8 +7,8 @@ own in-flight counts, a report without a replica is ignored. Knows neither Serve
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Member:
 class Replica(ReplicaView):
     """A replica's view together with the channel to it."""
 
-    __slots__ = ("down", "endpoint", "epoch", "header")
+    __slots__ = ("down", "endpoint", "epoch", "group_limit", "header")
 
     def __init__(self, member: Member, group: GroupInfo) -> None:
         super().__init__(
@@ -49,10 +49,22 @@ class Replica(ReplicaView):
         self.epoch = member.epoch
         self.header = (b"target-replica", member.replica_id.encode())
         self.down = False
+        self.group_limit = group.max_outstanding
+
+    def limit(self, running_factor: float | None) -> None:
+        """Set how many requests it may hold: what its group says, and what its engine can run."""
+        self.max_outstanding = self.group_limit
+        running = self.stats.max_running if self.stats is not None else None
+        if running_factor is not None and running is not None:
+            most = max(1, math.ceil(running_factor * running))
+            self.max_outstanding = min(self.group_limit, most)
 
 
 class Fleet:
-    """Applies membership and state to the pipeline's models. All calls on the gateway's loop."""
+    """Applies membership and state to the pipeline's models. All calls on the gateway's loop.
+
+    `on_change` is called after whatever may have made a place for requests that wait.
+    """
 
     def __init__(
         self,
@@ -66,7 +78,7 @@ class Fleet:
         self._settings_of = settings_of
         self._groups: dict[str, GroupInfo] = {}
         self._replicas: dict[str, dict[str, Replica]] = {}
-        self._changed = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
 
     @property
     def groups(self) -> Mapping[str, GroupInfo]:
@@ -76,14 +88,6 @@ class Fleet:
     def replicas(self, group: str) -> list[Replica]:
         """The members of a group, also those that drain or refuse connections."""
         return list(self._replicas.get(group, {}).values())
-
-    async def wait_for_change(self, timeout_s: float) -> None:
-        """Return when membership or state has changed, or after `timeout_s`."""
-        event = self._changed
-        try:
-            await asyncio.wait_for(event.wait(), timeout_s)
-        except TimeoutError:
-            return
 
     def set_groups(self, groups: Iterable[GroupInfo]) -> None:
         """Replace the known groups; a model stays known as long as one group serves it."""
@@ -105,8 +109,11 @@ class Fleet:
     def reconfigure(self) -> None:
         """Take new settings and policies for every model; requests under way keep the old."""
         for name, model in self._pipeline.models.items():
-            model.settings = self._settings_of(name)
-            model.policy = self._make_policy(name)
+            model.configure(self._make_policy(name), self._settings_of(name))
+        for members in self._replicas.values():
+            for replica in members.values():
+                self._limit(replica)
+        self.on_change()
 
     def set_members(self, group: str, members: Iterable[Member]) -> None:
         """Replace the ready replicas of a group.
@@ -144,15 +151,30 @@ class Fleet:
             replica = self._replicas.get(stats.group, {}).get(stats.replica_id)
             if replica is None or (replica.epoch and stats.epoch != replica.epoch):
                 continue
+            if _shows_progress(replica.stats, stats):
+                replica.progress_s = max(replica.progress_s, now_s)
             replica.stats = stats
             replica.stats_at_s = now_s
             replica.load_base = max(0, stats.running + stats.waiting - replica.in_flight)
+            self._limit(replica)
             if replica.down or stats.draining != replica.draining:
                 replica.draining = stats.draining
                 replica.down = False  # it speaks, so it lives
                 changed = True
         if changed:
             self._refresh()
+        else:
+            self.on_change()
+
+    def judge(self, now_s: float) -> bool:
+        """Find out who is stuck, whose ejection is over, which reports are too old.
+
+        Returns whether requests that are under way may have to leave their replica.
+        """
+        unrest = False
+        for model in self._pipeline.models.values():
+            unrest |= model.judge(now_s)
+        return unrest
 
     def mark_down(self, replica: Replica) -> None:
         """Stop routing to a replica that refused a connection, until it is heard of again."""
@@ -174,12 +196,28 @@ class Fleet:
                 replica.endpoint.close()
 
     def _refresh(self) -> None:
-        ready: dict[str, list[ReplicaView]] = {name: [] for name in self._pipeline.models}
+        known: dict[str, list[Replica]] = {name: [] for name in self._pipeline.models}
         for members in self._replicas.values():
             for replica in members.values():
-                if not replica.down and not replica.draining and replica.model in ready:
-                    ready[replica.model].append(replica)
+                if replica.model in known:
+                    known[replica.model].append(replica)
         for name, model in self._pipeline.models.items():
-            model.ready = ready[name]
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+            ready: list[ReplicaView] = [r for r in known[name] if not (r.down or r.draining)]
+            model.set_members(ready, known[name])
+        self.on_change()
+
+    def _limit(self, replica: Replica) -> None:
+        model = self._pipeline.models.get(replica.model)
+        if model is not None:
+            replica.limit(model.settings.running_factor)
+
+
+def _shows_progress(before: ReplicaStats | None, now: ReplicaStats) -> bool:
+    """Return whether a report says that the engine has moved on, or has nothing to do."""
+    if before is None or before.epoch != now.epoch or now.running + now.waiting == 0:
+        return True
+    return (before.prompt_tokens_total, before.generation_tokens_total, before.requests_total) != (
+        now.prompt_tokens_total,
+        now.generation_tokens_total,
+        now.requests_total,
+    )

@@ -14,76 +14,25 @@ from collections.abc import Callable
 
 import msgspec
 
-from aibrix_ray.asgi import ON_DISCONNECT, TASK, Receive, Scope, Send
+from aibrix_ray.asgi import ON_DISCONNECT, TASK, WRITE, Receive, Scope, Send
 from aibrix_ray.dataplane import wire
+from aibrix_ray.dataplane.admission import Admitter
 from aibrix_ray.dataplane.body import Body, ClientGone
 from aibrix_ray.dataplane.channel import ChannelError, Connection
+from aibrix_ray.dataplane.exchange import PENDING, Exchange
 from aibrix_ray.dataplane.fleet import Fleet, Replica
+from aibrix_ray.dataplane.hedging import cancel, first_answer
 from aibrix_ray.dataplane.metrics import GatewayMetrics
+from aibrix_ray.dataplane.pour import Pour
 from aibrix_ray.dataplane.sse import DONE, EventStream
+from aibrix_ray.dataplane.stuck import leave_stuck
 from aibrix_ray.engines.meta import META_HEADER, RETRY_HEADER, decode_usage
 from aibrix_ray.errors import ApiError, DeadlineExceeded, ReplicaFailed
 from aibrix_ray.pipeline import Life, Wait
-from aibrix_ray.types import Ending, Usage
+from aibrix_ray.types import Ending
 
-_PENDING = -1.0
-
-
-class Exchange:
-    """One request under way. `deadline_s` moves as it makes progress; a sweeper enforces it."""
-
-    __slots__ = (
-        "connection",
-        "deadline_s",
-        "expired",
-        "first_byte_s",
-        "gone",
-        "holding",
-        "life",
-        "receive_task",
-        "request_id",
-        "sent_s",
-        "started",
-        "stream",
-        "task",
-        "usage",
-    )
-
-    def __init__(self, life: Life, request_id: bytes, task: asyncio.Task[None] | None) -> None:
-        self.life = life
-        self.request_id = request_id
-        self.connection: Connection | None = None
-        self.task = task
-        self.receive_task: asyncio.Task[None] | None = None
-        self.deadline_s = life.arrived_s + life.model.settings.timeout_s
-        self.sent_s = self.first_byte_s = _PENDING
-        self.started = self.gone = self.expired = self.holding = False
-        self.usage: Usage | None = None
-        self.stream: EventStream | None = None
-
-    def client_gone(self) -> None:
-        """Note that the client has left: abort the generation in the engine."""
-        self.gone = True
-        self._interrupt("the client has gone")
-
-    def expire(self) -> None:
-        """Note that the deadline has passed; the second time, stop waiting for a slow client."""
-        if self.expired and self.task is not None:
-            self.task.cancel()
-        self.expired = True
-        self._interrupt("deadline passed")
-
-    def allow(self, seconds: float, now_s: float) -> None:
-        """Move the deadline: `seconds` from now, but never beyond the request's own."""
-        self.deadline_s = min(
-            now_s + seconds, self.life.arrived_s + self.life.model.settings.timeout_s
-        )
-
-    def _interrupt(self, reason: str) -> None:
-        if self.connection is not None:
-            self.connection.abort(reason)
-        if self.holding and self.task is not None:
-            self.task.cancel()
+#: An error that a replica answers to a stream is passed on up to here.
+_MAX_ERROR_BYTES = 1024 * 1024
 
 
 class Forwarder:
@@ -99,15 +48,27 @@ class Forwarder:
         self._fleet = fleet
         self._metrics = metrics
         self._clock = clock
+        self._admitter = Admitter(metrics, clock)
         self.under_way: set[Exchange] = set()
+        fleet.on_change = self._admitter.admit_all
 
     async def sweep(self, period_s: float = 0.25) -> None:
-        """Enforce deadlines for ever; one timer for all requests instead of one each."""
+        """Enforce deadlines for ever; one timer for all requests instead of one each.
+
+        It also finds out which replicas are stuck, since those give no occasion of their own.
+        """
         while True:
             await asyncio.sleep(period_s)
             now_s = self._clock()
-            for exchange in [e for e in self.under_way if now_s >= e.deadline_s]:
-                exchange.expire()
+            for exchange in list(self.under_way):
+                if exchange.progressed:
+                    exchange.progressed = False
+                    exchange.allow(exchange.life.model.settings.idle_timeout_s, now_s)
+                elif now_s >= exchange.deadline_s:
+                    exchange.expire()
+            if self._fleet.judge(now_s):
+                leave_stuck(self.under_way, now_s)
+            self._admitter.expire(now_s)
 
     async def forward(
         self, life: Life, scope: Scope, receive: Receive, send: Send, body: Body
@@ -120,6 +81,7 @@ class Forwarder:
         """
         task = scope[TASK] if TASK in scope else asyncio.current_task()
         exchange = Exchange(life, scope["aibrix.request_id"], task)
+        exchange.write = scope.get(WRITE)
         if ON_DISCONNECT in scope:
             scope[ON_DISCONNECT] = exchange.client_gone
         else:
@@ -130,9 +92,10 @@ class Forwarder:
                 try:
                     status = await self._attempt(exchange, scope, send, body)
                 except ApiError as error:
-                    if exchange.stream is None:
+                    if not exchange.started:
                         raise
-                    exchange.usage = exchange.stream.spent()
+                    if exchange.stream is not None:
+                        life.usage = exchange.stream.spent()
                     await self._end_stream(exchange, error, send)
                     raise BrokenAnswer(error) from error
                 if status:
@@ -141,7 +104,7 @@ class Forwarder:
             if exchange.expired and exchange.started:
                 # A client that does not read: there is nobody to tell, its connection is cut.
                 raise BrokenAnswer(DeadlineExceeded("the client does not read")) from None
-            self._check_interrupted(exchange)
+            exchange.check_interrupted()
             raise
         finally:
             self.under_way.discard(exchange)
@@ -156,34 +119,66 @@ class Forwarder:
             raise ClientGone
         chosen = life.next(now_s)
         if isinstance(chosen, Wait):
-            await self._hold(exchange, chosen.until_s - now_s)
+            await self._admitter.hold(exchange, chosen, send)
             return 0
         assert isinstance(chosen, Replica), "the fleet's members are replicas with a channel"
-        exchange.allow(life.model.settings.first_byte_timeout_s, now_s)
-        exchange.sent_s, exchange.first_byte_s = now_s, _PENDING
+        settings = life.model.settings
+        exchange.allow(settings.first_byte_timeout_s, now_s)
+        exchange.replica, exchange.moved = chosen, False
+        exchange.sent_s, exchange.first_byte_s = now_s, PENDING
         chosen.in_flight += 1
         ending, status = Ending.FAILED, 0
         try:
-            connection = await self._ask(exchange, chosen, scope, body)
+            if settings.hedge_after_s is None or exchange.started:
+                connection = await self._ask(exchange, chosen, scope, body)
+            else:
+                connection = await self._race(exchange, scope, body, after_s=settings.hedge_after_s)
             if connection is None:
                 ending = Ending.REJECTED if chosen.draining else Ending.FAILED
                 return 0
             status = connection.status
-            if not await self._answer(exchange, chosen, connection, send):
+            if not await self._answer(exchange, exchange.replica, connection, send):
                 return 0
             ending = Ending.COMPLETED if status < 400 else Ending.CLIENT_ERROR
             if status >= 500:
                 ending = Ending.FAILED
             return status
-        except ClientGone:
+        except (ClientGone, asyncio.CancelledError):
             ending = Ending.CANCELLED
             raise
         finally:
-            chosen.in_flight -= 1
-            if exchange.connection is not None:
-                exchange.connection.release()
-                exchange.connection = None
-            self._account(exchange, chosen, ending, status)
+            self._end_attempt(exchange, ending, status)
+
+    async def _race(
+        self, exchange: Exchange, scope: Scope, body: Body, *, after_s: float
+    ) -> Connection | None:
+        """Ask a second replica too if the first one is slow; go on with who answers first."""
+        life, first = exchange.life, exchange.replica
+        assert first is not None, "the first replica is asked before the second"
+        asked = asyncio.create_task(self._ask(exchange, first, scope, body))
+        try:
+            await asyncio.wait((asked,), timeout=after_s)
+            second = None if asked.done() else life.hedge(first, self._clock())
+            if second is None:
+                return await asked
+        except BaseException:
+            await cancel(asked)
+            raise
+        assert isinstance(second, Replica), "the fleet's members are replicas with a channel"
+        self._metrics.hedged(life.model.name)
+        rival = exchange.rival = Exchange(life, exchange.request_id, exchange.task)
+        rival.replica, rival.sent_s = second, self._clock()
+        second.in_flight += 1
+        ending = Ending.CANCELLED
+        try:
+            asked_too = asyncio.create_task(self._ask(rival, second, scope, body))
+            connection, failed = await first_answer(exchange, rival, asked, asked_too)
+            if failed:
+                ending = Ending.FAILED
+            return connection
+        finally:
+            exchange.rival = None
+            self._end_attempt(rival, ending, 0)
 
     async def _ask(
         self, exchange: Exchange, replica: Replica, scope: Scope, body: Body
@@ -209,8 +204,8 @@ class Forwarder:
                 await connection.ask(head, body)
                 break
             except ChannelError as error:
-                self._check_interrupted(exchange)
-                if not error.fresh and not fresh:
+                exchange.check_interrupted()
+                if not (error.fresh or fresh or exchange.moved):
                     # A keep-alive connection that the replica had closed: says nothing about it.
                     fresh = True
                     continue
@@ -233,6 +228,8 @@ class Forwarder:
             return await self._continue(exchange, exchange.stream, replica, connection, send)
         first = await self._read(exchange, connection)
         exchange.first_byte_s = self._clock()
+        if exchange.started:
+            return await self._answer_held(exchange, replica, connection, send, first)
         for name, value in connection.headers:
             if name == META_HEADER:
                 exchange.usage = decode_usage(value)
@@ -242,6 +239,7 @@ class Forwarder:
                 (b"x-request-id", exchange.request_id),
                 (b"request-id", exchange.request_id),
                 replica.header,
+                *exchange.life.answer_headers,
             ],
         )
         if connection.streaming:
@@ -256,6 +254,26 @@ class Forwarder:
             await send({"type": "http.response.body", "body": first})
         else:
             await self._pass_on(exchange, connection, send, first)
+        return True
+
+    async def _answer_held(
+        self,
+        exchange: Exchange,
+        replica: Replica,
+        connection: Connection,
+        send: Send,
+        data: bytes,
+    ) -> bool:
+        """Answer a stream whose head went out while it waited; anything else becomes its error."""
+        if connection.status == 200 and connection.streaming:
+            exchange.stream = EventStream()
+            return await self._stream(exchange, exchange.stream, replica, connection, send, data)
+        whole = data
+        while data and len(whole) < _MAX_ERROR_BYTES:
+            data = await self._read(exchange, connection)
+            whole += data
+        frame = b"data: " + b" ".join(whole.splitlines()) + b"\n\n" + DONE
+        await send({"type": "http.response.body", "body": frame})
         return True
 
     async def _continue(
@@ -289,7 +307,7 @@ class Forwarder:
         data: bytes,
     ) -> bool:
         """Pass events on as they come; False: the replica failed, and another can go on."""
-        told = stream.told
+        told, pour = stream.told, Pour(exchange, stream)
         idle_s = exchange.life.model.settings.idle_timeout_s
         try:
             while data:
@@ -301,6 +319,11 @@ class Forwarder:
                 if ready:
                     await send({"type": "http.response.body", "body": ready, "more_body": True})
                 exchange.allow(idle_s, self._clock())
+                if exchange.write is not None:
+                    await connection.pour(pour)
+                    ready, pour.left = pour.left, b""
+                    if ready:
+                        await send({"type": "http.response.body", "body": ready, "more_body": True})
                 data = await self._read(exchange, connection)
         except ReplicaFailed as error:
             if stream.done:
@@ -339,45 +362,37 @@ class Forwarder:
         try:
             return await connection.read()
         except ChannelError as error:
-            self._check_interrupted(exchange)
+            exchange.check_interrupted()
             raise ReplicaFailed(f"the replica failed during its answer: {error}") from error
 
-    async def _hold(self, exchange: Exchange, seconds: float) -> None:
-        """Wait for the fleet to change; the client may leave meanwhile."""
-        model = exchange.life.model
-        model.held += 1
-        exchange.deadline_s = exchange.life.arrived_s + model.settings.timeout_s
-        exchange.holding = True
-        try:
-            await self._fleet.wait_for_change(seconds)
-        except asyncio.CancelledError:
-            self._check_interrupted(exchange)
-            raise
-        finally:
-            exchange.holding = False
-            model.held -= 1
-
-    def _check_interrupted(self, exchange: Exchange) -> None:
-        if exchange.gone:
-            raise ClientGone
-        if exchange.expired:
-            settings = exchange.life.model.settings
-            raise DeadlineExceeded(
-                "no answer in time (first byte "
-                f"{settings.first_byte_timeout_s:g} s, between bytes {settings.idle_timeout_s:g} "
-                f"s, whole request {settings.timeout_s:g} s)"
-            )
+    def _end_attempt(self, exchange: Exchange, ending: Ending, status: int) -> None:
+        """Free the place at the replica, account for it, and give the place to who waits."""
+        replica, model = exchange.replica, exchange.life.model
+        assert replica is not None, "an attempt has a replica"
+        replica.in_flight -= 1
+        if exchange.connection is not None:
+            exchange.connection.release()
+            exchange.connection = None
+        self._account(exchange, replica, ending, status)
+        if model.queue.line:
+            self._admitter.admit(model)
 
     def _account(self, exchange: Exchange, replica: Replica, ending: Ending, status: int) -> None:
         now_s = self._clock()
         first_s = exchange.first_byte_s
-        ttft_s = None if first_s == _PENDING else first_s - exchange.sent_s
+        ttft_s = None if first_s == PENDING else first_s - exchange.sent_s
         e2e_s = now_s - exchange.sent_s
         streamed = exchange.stream is not None
         if exchange.stream is not None and ending is not Ending.FAILED:
             exchange.usage = exchange.stream.spent()
         exchange.life.ended(
-            replica, ending, status=status, ttft_s=ttft_s, e2e_s=e2e_s, usage=exchange.usage
+            replica,
+            ending,
+            now_s=now_s,
+            status=status,
+            ttft_s=ttft_s,
+            e2e_s=e2e_s,
+            usage=exchange.usage,
         )
         self._metrics.attempt_ended(
             exchange.life.model.name, ttft_s, e2e_s, exchange.usage, streamed=streamed

@@ -23,15 +23,13 @@ from aibrix_ray.dataplane.exposition import GONE, exposition
 from aibrix_ray.dataplane.siblings import Figures, Siblings
 from aibrix_ray.observability import metrics as table
 from aibrix_ray.observability.metrics import Definition, Kind
-from aibrix_ray.pipeline import ModelState
+from aibrix_ray.pipeline import STALE_S, ModelState
 from aibrix_ray.types import Ending, Usage
 
 logger = logging.getLogger(__name__)
 
 #: Gauges are brought up to date this often.
 PUBLISH_S = 1.0
-#: A report older than this is stale; replicas report several times a second.
-STALE_S = 5.0
 #: Counting open files means to list them all, so the process's own figures come less often.
 _PROCESS_S = 10.0
 #: Names beyond these are counted together, so that no client can fill the memory.
@@ -333,7 +331,7 @@ class GatewayMetrics:
     def _gauges(self, model: ModelState, now_s: float) -> dict[Key, float]:
         self.of(model.name)  # its counters are there before its first request
         waiting, capacity = self._waiting(model)
-        ages_s = [now_s - r.stats_at_s for r in model.ready if r.stats is not None]
+        ages_s = [now_s - r.stats_at_s for r in model.members if r.stats is not None]
         gauges: dict[Definition, float] = {
             table.READY: len(model.ready),
             table.HELD: model.held,

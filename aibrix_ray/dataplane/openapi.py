@@ -78,12 +78,13 @@ OWNED = (
                 _object(object={"const": "list"}, data={"type": "array", "items": _MODEL}),
             )
         },
+        errors=(401, 503),
     ),
     Endpoint(
         "/v1/models/{model}",
         "Look a model or an alias up. A name may hold slashes.",
         {200: Answer("The model.", _MODEL)},
-        errors=(404,),
+        errors=(401, 403, 404, 503),
     ),
     Endpoint(
         "/healthz",

@@ -10,9 +10,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from aibrix_ray.dataplane.admin import admin_routes
 from aibrix_ray.dataplane.forward import error_body
-from aibrix_ray.dataplane.openapi import document
-from aibrix_ray.errors import ApiError, BadRequest, MethodNotAllowed, ModelNotFound, NotFound
+from aibrix_ray.dataplane.openapi import OWNED, document
+from aibrix_ray.dataplane.openapi_admin import ADMIN
+from aibrix_ray.errors import (
+    ApiError,
+    BadRequest,
+    MethodNotAllowed,
+    ModelNotAllowed,
+    ModelNotFound,
+    NotFound,
+)
 from aibrix_ray.pipeline import ModelState
 
 if TYPE_CHECKING:
@@ -23,6 +32,10 @@ if TYPE_CHECKING:
 def owned_app(gateway: GatewayApp) -> AsgiApp:
     """Return the ASGI application of everything that is not forwarded."""
     endpoints = _Endpoints(gateway)
+    tenancy = gateway.access.tenancy
+    admin = []
+    if tenancy is not None:
+        admin = admin_routes(tenancy.store, tenancy.directory, tenancy.calls)
     app = Starlette(
         routes=[
             Route("/v1/models", endpoints.models),
@@ -33,6 +46,7 @@ def owned_app(gateway: GatewayApp) -> AsgiApp:
             Route("/-/healthz", endpoints.serve_healthz),
             Route("/-/routes", endpoints.serve_routes),
             Route("/openapi.json", endpoints.openapi),
+            *admin,
         ],
         exception_handlers={404: _not_found, 405: _not_allowed, ApiError: _api_error},
     )
@@ -45,11 +59,17 @@ class _Endpoints:
 
     async def models(self, request: Request) -> Response:
         pipeline = self._gateway.pipeline
-        data = [self._card(model, model.name) for model in pipeline.models.values()]
+        tenant = await self._gateway.access.tenant_of(request.headers.raw)
+        models = {
+            name: model
+            for name, model in pipeline.models.items()
+            if tenant is None or tenant.may_use(name)
+        }
+        data = [self._card(model, name) for name, model in models.items()]
         data += [
-            self._card(pipeline.models[name], alias)
+            self._card(models[name], alias)
             for alias, name in pipeline.aliases.items()
-            if name in pipeline.models
+            if name in models
         ]
         return _json({"object": "list", "data": data})
 
@@ -57,7 +77,11 @@ class _Endpoints:
         name = request.path_params["model"]
         if not name:
             raise ModelNotFound(name, self._gateway.pipeline.names())
-        return _json(self._card(self._gateway.pipeline.resolve(name), name))
+        tenant = await self._gateway.access.tenant_of(request.headers.raw)
+        model = self._gateway.pipeline.resolve(name)
+        if tenant is not None and not tenant.may_use(model.name):
+            raise ModelNotAllowed(name)
+        return _json(self._card(model, name))
 
     async def healthz(self, request: Request) -> Response:
         return _json({"status": "ok"})
@@ -90,7 +114,8 @@ class _Endpoints:
         return _json({"/": "gateway"})
 
     async def openapi(self, request: Request) -> Response:
-        return _json(document())
+        tenancy = self._gateway.access.tenancy
+        return _json(document(OWNED if tenancy is None else [*OWNED, *ADMIN]))
 
     def _card(self, model: ModelState, name: str) -> dict[str, Any]:
         groups = [g for g in self._gateway.fleet.groups.values() if g.model == model.name]
@@ -125,5 +150,7 @@ async def _api_error(request: Request, exc: Exception) -> Response:
 
 def _error(error: ApiError) -> Response:
     response = Response(error_body(error), status_code=error.status, media_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     response.raw_headers.extend(error.headers)
     return response

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from starlette.middleware.cors import CORSMiddleware
 
-from aibrix_ray.asgi import AsgiApp, Message, Receive, Scope, Send
+from aibrix_ray.asgi import WRITE, AsgiApp, Message, Receive, Scope, Send
 from aibrix_ray.config.http import CorsConfig, HttpConfig
 from aibrix_ray.dataplane import access_log
 from aibrix_ray.dataplane.client_address import BehindProxies, TrustedProxies
@@ -110,6 +110,8 @@ class _Recorded:
         scope[FACTS] = facts
         span = self._tracing.begin(scope, facts) if self._tracing is not None else None
         answer = _Counted(send, facts, self._clock)
+        if (write := scope.get(WRITE)) is not None:
+            scope[WRITE] = answer.counting(write)
         try:
             await self._app(scope, receive, answer)
         finally:
@@ -145,13 +147,27 @@ class _Counted:
         if message["type"] == "http.response.start":
             facts.status = message["status"]
         elif message["type"] == "http.response.body":
-            body = message.get("body", b"")
-            if body and not facts.bytes_out and facts.ttft_s is None:
-                facts.ttft_s = self._clock() - facts.started_s
-            facts.bytes_out += len(body)
+            self._count(message.get("body", b""))
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True
+
+    def counting(self, write: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        """Return the server's `write`, with an eye on what goes by."""
+
+        def counted(body: bytes) -> bool:
+            taken = write(body)
+            if taken:
+                self._count(body)
+            return taken
+
+        return counted
+
+    def _count(self, body: bytes) -> None:
+        facts = self._facts
+        if body and not facts.bytes_out and facts.ttft_s is None:
+            facts.ttft_s = self._clock() - facts.started_s
+        facts.bytes_out += len(body)
 
 
 def _ending(status: int, *, complete: bool) -> str:

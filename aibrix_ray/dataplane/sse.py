@@ -31,7 +31,7 @@ DONE = b"data: [DONE]\n\n"
 class EventStream:
     """State of one stream on its way from the replica, or one after the other, to the client."""
 
-    __slots__ = ("_created", "_ids", "_prompt", "_resumed", "_tail", "done", "usage")
+    __slots__ = ("_created", "_ids", "_prompt", "_resumed", "_steady", "_tail", "done", "usage")
 
     def __init__(self) -> None:
         self._tail = b""
@@ -39,6 +39,7 @@ class EventStream:
         self._ids: list[bytes] = []
         self._created = b""
         self._resumed = False
+        self._steady = False  # as it will go on: it began, nothing of it is rewritten
         self.done = False
         self.usage: Usage | None = None
 
@@ -62,7 +63,7 @@ class EventStream:
     def resume(self) -> None:
         """Go on with the answer of another replica; half an event of the old one is dropped."""
         self._tail = b""
-        self._resumed = True
+        self._resumed, self._steady = True, False
 
     def spent(self) -> Usage | None:
         """Return the usage: what the replica said at the end, else what was told until it broke."""
@@ -74,6 +75,19 @@ class EventStream:
 
     def feed(self, data: bytes) -> bytes:
         """Return the bytes that the client may have now; may be empty."""
+        if self._steady and not self._tail:
+            # What nearly all pieces of an engine are: one event, maybe with its tokens' ids.
+            begin = data.find(b"\n") + 1 if data[:2] == b":+" else 0
+            event = data[begin:] if begin else data
+            if (
+                event[:5] == b"data:"
+                and event[-2:] == b"\n\n"
+                and b"\n:" not in event
+                and event[-8:] != b"[DONE]\n\n"
+            ):
+                if begin:
+                    self._ids.append(data[2 : begin - 1])
+                return event
         if self._tail:
             data = self._tail + data
             self._tail = b""
@@ -90,6 +104,7 @@ class EventStream:
         elif not self._created:
             found = _CREATED.search(data)
             self._created = found[0] if found else b""
+            self._steady = found is not None
         if data.endswith(DONE):
             self.done = True
         return data

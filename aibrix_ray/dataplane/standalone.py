@@ -65,7 +65,9 @@ async def serve_standalone(
     rim = Rim(app, args.http)
     server = make_server(rim.app, args)
     await app.start()
-    await server.listen(tcp_socket(args.host, args.port, reuse_port=True))
+    sock = tcp_socket(args.host, args.port, reuse_port=True)
+    app.metrics.join("standalone", sock.getsockname()[1])
+    await server.listen(sock)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

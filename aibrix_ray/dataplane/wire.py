@@ -43,6 +43,8 @@ JSON_PATHS = frozenset(
 )
 #: The streams of these can go on at another replica.
 CARRIED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+#: Paths where `"stream": true` asks for an event stream.
+STREAMED_PATHS = CARRIED_PATHS | {"/v1/responses", "/v1/messages"}
 MULTIPART_PATHS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 FORWARDED_PATHS = JSON_PATHS | MULTIPART_PATHS
 
@@ -95,6 +97,7 @@ class Peek(msgspec.Struct, gc=False):
     stream: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
+    n: Any = None
     user: Any = None
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
@@ -134,6 +137,14 @@ def request_id(headers: Headers) -> bytes:
         if name == b"x-request-id" and _SANE_ID(value):
             return value
     return b"%b%08x" % (_REQUEST_ID_PREFIX, next(_REQUEST_IDS))
+
+
+def user_of(headers: Headers) -> str | None:
+    """Return the `user` header, by which AIBrix's clients name a user; anyone can set it."""
+    for name, value in headers:
+        if name == b"user":
+            return value.decode("latin-1") or None
+    return None
 
 
 def request_head(

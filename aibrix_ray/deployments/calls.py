@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from aibrix_ray.asgi import ON_DISCONNECT, AsgiApp, Message, Scope
+from aibrix_ray.dataplane.access import TRUSTED
 from aibrix_ray.errors import EngineError
 
 _END = None
@@ -33,6 +34,7 @@ class InProcessCall:
             "query_string": b"",
             "headers": [(b"content-type", b"application/json")],
             ON_DISCONNECT: None,
+            TRUSTED: True,
         }
 
     async def answer(self) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from aibrix_ray.deployments.groups import keep_groups_known
 from aibrix_ray.deployments.membership import Membership
 from aibrix_ray.engines.guard import exit_with_raylet
 from aibrix_ray.errors import ConfigError
+from aibrix_ray.limiter import Authority, GatewayLimiter
+from aibrix_ray.limiter.actor import ActorAuthority
 from aibrix_ray.runtime_dir import remove_stale
 from aibrix_ray.telemetry.client import TelemetryFollower
 from aibrix_ray.telemetry.store import Update
@@ -42,6 +44,8 @@ _PORT_CHECK_S = 1.0
 #: While draining, open connections get this long to send their next request, which is answered
 #: with `Connection: close`; idle ones are closed after it.
 _IDLE_GRACE_S = 3.0
+#: Telemetry answers every two seconds; what has not for so long is away.
+_TELEMETRY_LOST_S = 10.0
 
 
 class GatewayReplica:
@@ -51,17 +55,24 @@ class GatewayReplica:
         context = serve.get_replica_context()
         self._args = args
         self._application = context.app_name
-        name = context.replica_id.unique_id
-        self._app = GatewayApp(args, GatewayUserConfig(), name=name, seed=zlib.crc32(name.encode()))
+        self._name = name = context.replica_id.unique_id
+        self._app = GatewayApp(
+            args,
+            GatewayUserConfig(),
+            name=name,
+            seed=zlib.crc32(name.encode()),
+            make_limiter=self._make_limiter,
+        )
         self._rim = Rim(self._app, args.http)
         self._server = make_server(self._rim.app, args)
+        self._follower = TelemetryFollower(self._on_update)
+        self._app.metrics.watch("telemetry", self._telemetry_is_reachable)
         self._port_problem: ConfigError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         remove_stale()
         exit_with_raylet()
         node_id = ray.get_runtime_context().get_node_id()
         self._membership = Membership(node_id, self._app.fleet.set_members)
-        self._follower = TelemetryFollower(self._on_update)
         self._groups_changed = asyncio.Event()
         self._follower.start()
         await self._app.start()
@@ -149,6 +160,21 @@ class GatewayReplica:
 
     # private
 
+    def _make_limiter(self) -> GatewayLimiter:
+        args = self._args
+        authority: Authority
+        if args.auth.limiter is not None:
+            from aibrix_ray.limiter.redis_authority import RedisAuthority
+
+            authority = RedisAuthority(args.auth.limiter)
+        else:
+            authority = ActorAuthority()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        return GatewayLimiter(self._name, authority, gateways=args.per_node * max(1, nodes))
+
+    def _telemetry_is_reachable(self) -> bool:
+        return self._follower.age_s(time.monotonic()) < _TELEMETRY_LOST_S
+
     async def _listen(self) -> None:
         sock = tcp_socket(self._args.host, self._args.port, reuse_port=True)
         self._claim = PortClaim(self._application, sock)
@@ -158,6 +184,7 @@ class GatewayReplica:
             self._claim.release()
             sock.close()
             raise
+        self._app.metrics.join(self._application, self._args.port)
         await self._server.listen(sock)
         self._tasks.append(asyncio.create_task(self._watch_port()))
 

@@ -64,8 +64,8 @@ class RenderOptions:
         namespace: of the RayService; None: whichever `kubectl` uses.
         ray_version: of the Ray in the image.
         hf_token: where the token for gated models lies; None: there is none.
-        store: where the URL of the store of API keys lies, unless the file has it or no keys are
-            asked for.
+        store: where the URL of the store of API keys lies; None: in `STORE_SECRET`, unless the
+            file has it or no keys are asked for.
     """
 
     name: str
@@ -73,7 +73,7 @@ class RenderOptions:
     namespace: str | None = None
     ray_version: str = DEFAULT_RAY_VERSION
     hf_token: SecretKey | None = None
-    store: SecretKey = STORE_SECRET
+    store: SecretKey | None = None
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -15,7 +15,7 @@ from typing import Any
 from aibrix_ray.config import ParsedFile, serve_keys
 from aibrix_ray.config.gateway import SHUTDOWN_MARGIN_S
 from aibrix_ray.errors import ConfigError
-from aibrix_ray.kuberay.options import HF_TOKEN, STORE, RenderOptions, SecretKey
+from aibrix_ray.kuberay.options import HF_TOKEN, STORE, STORE_SECRET, RenderOptions, SecretKey
 from aibrix_ray.kuberay.text import to_yaml
 from aibrix_ray.kuberay.workers import WorkerGroup, gpus_of, worker_groups
 
@@ -54,9 +54,12 @@ def render(parsed: ParsedFile, options: RenderOptions) -> dict[str, Any]:
     """Return the RayService of a file as plain data.
 
     Raises:
-        ConfigError: the file has no gateway, or its port is one of Ray's.
+        ConfigError: the file has no gateway, its port is one of Ray's, it speaks TLS, or a Secret
+            is named that nobody reads.
     """
     port = _port(parsed)
+    _refuse_tls(parsed)
+    _refuse_idle_secret(parsed, options)
     workers = worker_groups(parsed.groups)
     metadata: dict[str, Any] = {"name": options.name}
     if options.namespace is not None:
@@ -114,18 +117,26 @@ def _notes_on_keys(parsed: ParsedFile, options: RenderOptions) -> Iterator[str]:
     if parsed.gateway is None:
         return
     base = f"{parsed.gateway_name}.args.auth"
-    if _wants_store(parsed):
+    secret = _store_secret(parsed, options)
+    if secret is not None:
         yield (
             "clients need an API key; pods start once the store's URL is there: kubectl create "
-            f"secret generic {options.store.secret} "
-            f"--from-literal={options.store.key}=postgresql://... "
+            f"secret generic {secret.secret} --from-literal={secret.key}=postgresql://... "
             f"(without keys: {base}.open_to_network: true)"
         )
-    elif parsed.gateway.auth.store is not None:
+    store = parsed.gateway.auth.store
+    if store is not None and secret is not None:
+        yield f"{base}.store stands in the manifest as it is, but pods take the Secret's; remove it"
+    elif store is not None:
         yield (
-            f"{base}.store stands in the manifest as it is, password included; without it "
+            f"{base}.store stands in the manifest as it is, password included; "
             "--store-secret takes it from a Secret"
         )
+        if store.startswith("sqlite"):
+            yield (
+                f"{base}.store is a file: each pod has one of its own, and loses it when it ends; "
+                "gateways on several pods need a PostgreSQL"
+            )
 
 
 def _asks_for_keys(parsed: ParsedFile) -> bool:
@@ -134,9 +145,12 @@ def _asks_for_keys(parsed: ParsedFile) -> bool:
     return parsed.gateway.auth.keys or not parsed.gateway.auth.open_to_network
 
 
-def _wants_store(parsed: ParsedFile) -> bool:
+def _store_secret(parsed: ParsedFile, options: RenderOptions) -> SecretKey | None:
+    """Return where pods find the URL of the store of keys; None: in the file, or nowhere."""
     assert parsed.gateway is not None, "_port() lets no file without a gateway through"
-    return _asks_for_keys(parsed) and parsed.gateway.auth.store is None
+    if not _asks_for_keys(parsed):
+        return None
+    return options.store or (STORE_SECRET if parsed.gateway.auth.store is None else None)
 
 
 def _port(parsed: ParsedFile) -> int:
@@ -163,6 +177,34 @@ def _port(parsed: ParsedFile) -> int:
             hint=f"set {path} to {_DEFAULT_SERVE_PORT}",
         )
     return port
+
+
+def _refuse_tls(parsed: ParsedFile) -> None:
+    """A pod whose port speaks TLS never becomes ready: KubeRay's probe is plain HTTP."""
+    assert parsed.gateway is not None, "_port() lets no file without a gateway through"
+    path, value = f"{parsed.gateway_name}.args.http.tls", parsed.gateway.http.tls
+    found: object = value.model_dump() if value is not None else None
+    if parsed.gateway.listen == "serve":
+        path = "http_options.ssl_certfile"
+        found = (parsed.data.get("http_options") or {}).get("ssl_certfile")
+    if found is not None:
+        raise ConfigError(
+            path=path,
+            value=found,
+            expected="nothing, because KubeRay's readiness probe asks the gateway's port in plain "
+            "HTTP, so no pod would become ready",
+            hint=f"remove {path} and terminate TLS at the Ingress or Gateway before the Service",
+        )
+
+
+def _refuse_idle_secret(parsed: ParsedFile, options: RenderOptions) -> None:
+    if options.store is not None and not _asks_for_keys(parsed):
+        raise ConfigError(
+            path="--store-secret",
+            value=options.store.secret,
+            expected=f"no value, because {parsed.gateway_name}.args.auth asks for no keys",
+            hint="remove it, or set auth.keys: true",
+        )
 
 
 def _serve_config(parsed: ParsedFile) -> dict[str, Any]:
@@ -203,8 +245,9 @@ def _head(port: int, parsed: ParsedFile, options: RenderOptions) -> dict[str, An
         "resources": _resources({"cpu": str(_HEAD_CPUS), "memory": f"{_HEAD_MEMORY_GIB}Gi"}),
         "lifecycle": _pre_stop(f"sleep {_ENDPOINTS_S}"),
     }
-    if _wants_store(parsed):
-        container["env"] = [_from_secret(STORE, options.store)]
+    store = _store_secret(parsed, options)
+    if store is not None:
+        container["env"] = [_from_secret(STORE, store)]
     return {
         # No CPU to hand out: replicas go to workers, gateways ask for none.
         "rayStartParams": {"num-cpus": "0"},
@@ -249,8 +292,9 @@ def _worker_pod(
     env = []
     if options.hf_token is not None:
         env.append(_from_secret(HF_TOKEN, options.hf_token))
-    if _wants_store(parsed):
-        env.append(_from_secret(STORE, options.store))
+    store = _store_secret(parsed, options)
+    if store is not None:
+        env.append(_from_secret(STORE, store))
     if env:
         container["env"] = env
     spec: dict[str, Any] = {

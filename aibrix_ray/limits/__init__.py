@@ -5,7 +5,11 @@ Pure. One side is the authority's (`Ledger`: every bucket, every slot), the othe
 and when, is the room `limiter/`.
 """
 
+from aibrix_ray.limits.account import Claim
 from aibrix_ray.limits.book import Book
+from aibrix_ray.limits.estimate import Estimator
+from aibrix_ray.limits.exchange import Batch
+from aibrix_ray.limits.headers import Header
 from aibrix_ray.limits.ledger import Ledger
 from aibrix_ray.limits.messages import Grants, RateAsk, RateGrant, SlotAsk, SlotGrant, Sync
 from aibrix_ray.limits.refusal import Refusal
@@ -13,8 +17,12 @@ from aibrix_ray.limits.reservation import Reservation
 from aibrix_ray.limits.subject import Kind, Limits, Subject, excess, lease_size
 
 __all__ = [
+    "Batch",
     "Book",
+    "Claim",
+    "Estimator",
     "Grants",
+    "Header",
     "Kind",
     "Ledger",
     "Limits",

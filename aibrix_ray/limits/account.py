@@ -79,6 +79,16 @@ class Account:
             low = low or slots.lease - slots.in_use < slots.low
         return low
 
+    def give(self, requests: int, tokens: int) -> None:
+        """Take back what a request does not need any more; negative: it used more."""
+        self.open -= 1
+        if self.requests is not None:
+            self.requests.refund(requests)
+        if self.tokens is not None:
+            self.tokens.refund(tokens)
+        if self.slots is not None:
+            self.slots.in_use -= 1
+
     def fits_on_credit(self, tokens: int, *, live: bool) -> bool:
         """Return whether a request can be admitted if credit is used as well."""
         slots = self.slots
@@ -107,7 +117,7 @@ class Account:
     def has_surplus(self) -> bool:
         """Return whether there is something to give back, or a debt to tell."""
         slots = self.slots
-        return any(not 0 <= r.balance <= r.size for r in self.rates()) or (
+        return any(r.back > 0 or r.balance < 0 for r in self.rates()) or (
             slots is not None and slots.lease - slots.in_use > slots.size
         )
 
@@ -117,6 +127,6 @@ class Account:
             not self.open
             and not self.claims
             and not self.marked
-            and all(r.balance == 0 and r.owed == 0 for r in self.rates())
+            and all(r.balance == r.back == r.owed == 0 for r in self.rates())
             and (self.slots is None or self.slots.lease == self.slots.in_use == 0)
         )

@@ -48,8 +48,12 @@ class Accounts:
         for account in self.by_key.values():
             for lease in account.rates():
                 lease.resize(lease.limit, self.gateways)
+                if not account.claims:
+                    lease.trim()
             if account.slots is not None:
                 account.slots.resize(account.slots.cap, self.gateways)
+            if account.has_surplus():
+                self.mark(account)
 
     def get(self, key: str, limits: Limits) -> Account:
         """Return a subject's account; opens it if need be, and takes its limits if they changed."""
@@ -85,10 +89,11 @@ class Accounts:
         elif urgent:
             self._on_mark(True)
 
-    def mark_active(self) -> None:
-        """Mark every account that was used lately."""
-        for account in self._active:
-            self.mark(account)
+    def mark_spent(self, now_s: float) -> None:
+        """Mark every account of which an authority that begins anew would think too well."""
+        for account in self.by_key.values():
+            if account.active or any(r.remaining(now_s) < r.limit for r in account.rates()):
+                self.mark(account)
 
     def close(self) -> None:
         """Let every account give back what it holds."""
@@ -174,6 +179,7 @@ class Accounts:
             return RateLease(f"{key}|{kind}", limit, self.gateways, self.epoch)
         old.level = min(old.level + limit - old.limit, limit)  # What is spent stays spent.
         old.resize(limit, self.gateways)
+        old.trim()
         return old
 
     def __iter__(self) -> Iterator[Account]:

@@ -16,7 +16,6 @@ from aibrix_ray.limits.exchange import Exchange
 from aibrix_ray.limits.rate_lease import RateLease
 from aibrix_ray.limits.refusal import Refusal
 from aibrix_ray.limits.reservation import Reservation, tightest
-from aibrix_ray.limits.slot_lease import SlotLease
 from aibrix_ray.limits.subject import MINUTE_S, Kind, Subject
 
 #: A slot frees whenever a request ends, which nobody can foretell.
@@ -96,7 +95,11 @@ class Book:
         """Take a request out of the queue."""
         for account in claim.accounts:
             account.claims.pop(claim, None)
-            if account.has_surplus():  # What was granted for a request that could not use it.
+            if account.claims:
+                continue
+            for lease in account.rates():
+                lease.trim()  # What was granted for a request that could not use it.
+            if account.has_surplus():
                 self.accounts.mark(account)
 
     def late(self, claim: Claim, now_s: float) -> Refusal:
@@ -117,14 +120,8 @@ class Book:
     def release(self, accounts: Iterable[Account], requests: int, tokens: int) -> None:
         """Give back what a request does not need any more; negative: it used more."""
         for account in accounts:
-            account.open -= 1
-            if account.requests is not None:
-                account.requests.balance += requests
-            if account.tokens is not None:
-                account.tokens.balance += tokens
+            account.give(requests, tokens)
             slots = account.slots
-            if slots is not None:
-                slots.in_use -= 1
             if account.claims:
                 self.accounts.mark(account, urgent=True)
             elif account.has_surplus():
@@ -146,8 +143,11 @@ class Book:
         self, accounts: list[Account], tokens: int, now_s: float
     ) -> Reservation | Refusal | None:
         live = now_s < self.exchange.live_until_s
-        if not any(account.claims for account in accounts) and all(
-            account.fits_on_credit(tokens, live=live) for account in accounts
+        # Without a session the number of gateways is a guess, and so is the size of the credit.
+        if (
+            self.exchange.joined
+            and not any(account.claims for account in accounts)
+            and all(account.fits_on_credit(tokens, live=live) for account in accounts)
         ):
             for account in accounts:
                 account.borrow(tokens)
@@ -175,9 +175,14 @@ class Book:
     def _decide_alone(
         self, accounts: list[Account], tokens: int, now_s: float
     ) -> Reservation | Refusal:
-        """Decide while the authority is away: each gateway has its fair share of each limit."""
+        """Decide while the authority is away.
+
+        Each gateway has its fair share of each rate. Of slots it has those that it leased, until
+        the lease ends: whatever the authority does after that, a cap is not exceeded by us.
+        """
         exchange, gateways = self.exchange, self.accounts.gateways
         lost_s = now_s if exchange.lost_s is None else exchange.lost_s
+        live = now_s < exchange.live_until_s
         worst = _Worst(tokens)
         for account in accounts:
             for lease, amount in account.amounts(tokens):
@@ -189,17 +194,9 @@ class Book:
                 if missing > 0:
                     worst.add(account, lease, missing * MINUTE_S * gateways / lease.limit)
             slots = account.slots
-            if slots is not None and slots.in_use >= self._slots_alone(slots, now_s):
-                wait_s = exchange.alone_from_s - now_s
-                worst.add(account, None, wait_s if wait_s > 0 else SLOT_RETRY_S)
+            if slots is not None and not (live and slots.in_use < slots.lease):
+                worst.add(account, None, SLOT_RETRY_S)
         return worst.refusal(accounts, now_s) or self._admit(accounts, tokens, now_s)
-
-    def _slots_alone(self, slots: SlotLease, now_s: float) -> int:
-        if now_s < self.exchange.live_until_s:
-            return slots.lease
-        if now_s < self.exchange.alone_from_s:
-            return 0
-        return slots.cap // self.accounts.gateways
 
 
 class _Worst:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from aibrix_ray.limits.account import Account
 from aibrix_ray.limits.accounts import Accounts
-from aibrix_ray.limits.ledger import RECLAIM_S
 from aibrix_ray.limits.messages import Grants, RateAsk, SlotAsk, Sync
 from aibrix_ray.limits.rate_lease import RateLease
 from aibrix_ray.limits.slot_lease import SlotLease
@@ -49,38 +48,36 @@ class Exchange:
     """The state of a gateway's connection to the authority.
 
     Attributes:
-        lost_s: since when the authority does not answer; `None`: it does.
+        lost_s: since when the authority does not answer; `None`: it does, or was never asked.
+        joined: whether the authority knows us.
         live_until_s: until when slot leases may be used.
     """
 
     def __init__(self, name: str, accounts: Accounts) -> None:
         self.lost_s: float | None = None
         self.live_until_s = -math.inf
+        self.joined = False
         self._name = name
         self._accounts = accounts
         self._session = 0
-        self._joined = False
+        self._told_gateways = 0
         self._incarnation = ""
-
-    @property
-    def alone_from_s(self) -> float:
-        """When each gateway may use its fair share of a cap: every lease has run out by then."""
-        return math.inf if self.lost_s is None else self.lost_s + RECLAIM_S
 
     def compose(self, now_s: float, *, leaves: bool = False) -> Batch:
         """Return what to tell. Follow it with `apply` or with `fail` before the next."""
         if leaves:
             self._accounts.close()
-        joins, replaces = not self._joined, self._session_name()
+        joins, replaces = not self.joined, self._session_name()
         self._session += joins
         batch = Batch(
             session=self._session_name(),
             replaces=replaces,
             joins=joins,
             leaves=leaves,
-            gateways=self._accounts.gateways,
+            gateways=self._told_gateways,
             accounts=self._next_accounts(joins=joins, everything=leaves),
         )
+        # A sync that joins may follow on one of which nobody knows whether it arrived.
         epoch = -1 if joins else self._accounts.epoch
         for account in batch.accounts:
             self._ask(batch, account, now_s, epoch)
@@ -91,24 +88,41 @@ class Exchange:
         if grants.incarnation != self._incarnation:
             self._incarnation = grants.incarnation
             self._accounts.epoch += 1
+            for account in self._accounts:
+                for lease in account.rates():
+                    lease.recover()
         if not grants.known:
-            self._joined = False
-            self._undo(batch)
+            self.joined = False
+            self._undo(batch, unheard=True)
             return
-        self._joined = True
+        self.joined, self.lost_s = True, None
         self.live_until_s = sent_s + LEASE_S
         for (lease, rate_ask, idle), rate in zip(batch.rates, grants.rates, strict=True):
-            lease.apply(rate_ask, rate, sent_s=sent_s, idle=idle, epoch=self._accounts.epoch)
+            lease.apply(
+                rate_ask,
+                rate,
+                sent_s=sent_s,
+                now_s=now_s,
+                idle=idle,
+                epoch=self._accounts.epoch,
+            )
         for (slots, slot_ask), slot in zip(batch.slots, grants.slots, strict=True):
             slots.apply(slot_ask, slot, now_s=now_s)
-        if self.lost_s is not None:
-            self.lost_s = None
-            self._accounts.mark_active()
+        if grants.settled:
+            self._told_gateways = grants.gateways
+        if grants.gateways != self._accounts.gateways:
+            self._accounts.set_gateways(grants.gateways)
+        if batch.joins:
+            self._accounts.mark_spent(now_s)
 
     def fail(self, batch: Batch, now_s: float) -> None:
-        """Take note that there was no answer: from now on each gateway has its fair share."""
-        self._joined = False
-        self._undo(batch)
+        """Take note that a batch was not answered."""
+        self._undo(batch, unheard=False)
+        self.lose(now_s)
+
+    def lose(self, now_s: float) -> None:
+        """Take note that the authority is away: from now on each gateway has its fair share."""
+        self.joined = False
         if self.lost_s is None:
             self.lost_s = now_s
 
@@ -121,13 +135,15 @@ class Exchange:
             chosen = [a for a in self._accounts if a.slots and (a.slots.lease or a.slots.in_use)]
             for account in chosen:
                 self._accounts.unmark(account)
+        if self.lost_s is not None:
+            return chosen  # Rates are told of once we are heard: see `mark_spent`.
         most = len(self._accounts) + MAX_BATCH if everything else MAX_BATCH
         return chosen + self._accounts.next_marked(most)
 
     def _ask(self, batch: Batch, account: Account, now_s: float, epoch: int) -> None:
         idle = not account.active
         tokens = [claim.tokens for claim in account.claims]
-        for lease in account.rates():
+        for lease in account.rates() if self.lost_s is None else ():
             needs = tokens if lease is account.tokens else [1] * len(tokens)
             need, least = sum(needs), min(needs, default=0)
             ask = lease.ask(need, least, idle=idle, now_s=now_s, epoch=epoch)
@@ -138,9 +154,9 @@ class Exchange:
                 (account.slots, account.slots.ask(len(tokens), idle=idle, live=live))
             )
 
-    def _undo(self, batch: Batch) -> None:
+    def _undo(self, batch: Batch, *, unheard: bool) -> None:
         for lease, ask, _ in batch.rates:
-            lease.undo(ask)
+            lease.undo(ask, unheard=unheard)
         for slots, _ in batch.slots:
             slots.wake()
         self._accounts.mark_again(batch.accounts)

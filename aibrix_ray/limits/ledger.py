@@ -2,7 +2,7 @@
 
 State is in memory alone. A ledger that begins anew has full buckets, until the gateways tell in
 their next syncs what they last knew of them; slots are granted again once every gateway has told
-what it holds, or after `RECLAIM_S`.
+what it holds, or after `RECLAIM_S`. One that was itself asleep takes nobody for dead because of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from aibrix_ray.limits.subject import MINUTE_S
 
 #: A gateway that was not heard for this long is dead: its slots are granted to others.
 RECLAIM_S = 5.0
+#: Without a word from any gateway for this long it is the ledger that did not listen.
+DEAF_S = 2.0
 #: Buckets kept; past it the one that was used least recently is forgotten and begins full again.
 MAX_BUCKETS = 200_000
 
@@ -39,6 +41,9 @@ class Bucket:
 
 @dataclass(slots=True)
 class _Session:
+    """A gateway; `gateways` is how many an earlier incarnation told it of, 0: it is new."""
+
+    joined_s: float
     seen_s: float
     gateways: int
     leases: dict[str, int] = field(default_factory=dict)
@@ -47,14 +52,22 @@ class _Session:
 class Ledger:
     """Answers syncs, one at a time; `now_s` never goes back."""
 
-    def __init__(self, incarnation: str, now_s: float, *, max_buckets: int = MAX_BUCKETS) -> None:
+    def __init__(
+        self,
+        incarnation: str,
+        now_s: float,
+        *,
+        settled: bool = False,
+        max_buckets: int = MAX_BUCKETS,
+    ) -> None:
+        """Begin; `settled`: it is certain that no gateway holds slots from before."""
         self.incarnation = incarnation
-        self._began_s = now_s
+        self._began_s = self._heard_s = now_s
         self._max_buckets = max_buckets
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._leased: dict[str, int] = {}
-        self._settled = False
+        self._settled = settled
 
     @property
     def buckets(self) -> int:
@@ -84,19 +97,23 @@ class Ledger:
         if sync.joins:
             self._drop(sync.replaces)
             self._drop(sync.session)
-            self._sessions[sync.session] = _Session(now_s, sync.gateways)
+            self._sessions[sync.session] = _Session(now_s, now_s, sync.gateways)
         session = self._sessions.get(sync.session)
         if session is None:
             return Grants(self.incarnation, known=False)
-        session.seen_s, session.gateways = now_s, sync.gateways
+        session.seen_s = now_s
         self._sessions.move_to_end(sync.session)
         settled = self._is_settled(now_s)
-        rates = [self._rate(ask, sync.gateways, now_s) for ask in sync.rates]
-        slots = [self._slot(ask, session, settled) for ask in sync.slots]
+        gateways = len(self._sessions) if settled else max(len(self._sessions), self._expected())
+        rates = [self._rate(ask, gateways, now_s) for ask in sync.rates]
+        # Whoever may hold slots is known to all, so that all can say how many must tell what they
+        # hold, should we begin anew. The first session is the one that was not seen for longest.
+        grants = settled and next(iter(self._sessions.values())).seen_s >= session.joined_s
+        slots = [self._slot(ask, session, gateways, grants=grants) for ask in sync.slots]
         if sync.leaves:
             self._drop(sync.session)
         self._forget(2 * len(rates), now_s)
-        return Grants(self.incarnation, True, rates, slots)
+        return Grants(self.incarnation, True, gateways, settled, rates, slots)
 
     def _rate(self, ask: RateAsk, gateways: int, now_s: float) -> RateGrant:
         bucket = self._buckets.get(ask.key)
@@ -115,13 +132,13 @@ class Ledger:
         bucket.level = level - granted
         return RateGrant(granted, bucket.level)
 
-    def _slot(self, ask: SlotAsk, session: _Session, settled: bool) -> SlotGrant:
+    def _slot(self, ask: SlotAsk, session: _Session, gateways: int, *, grants: bool) -> SlotGrant:
         others = self._leased.get(ask.key, 0) - session.leases.get(ask.key, 0)
-        room = max(0, ask.cap - others - ask.hold) if settled else 0
+        room = max(0, ask.cap - others - ask.hold) if grants else 0
         granted = min(ask.need, room)
-        granted += min(ask.ahead, (room - granted) // (2 * session.gateways))
+        granted += min(ask.ahead, (room - granted) // (2 * gateways))
         self._lease(session, ask.key, ask.hold + granted)
-        return SlotGrant(ask.hold + granted, room - granted if settled else -1)
+        return SlotGrant(ask.hold + granted, room - granted if grants else -1)
 
     def _lease(self, session: _Session, key: str, slots: int) -> None:
         total = self._leased.get(key, 0) - session.leases.pop(key, 0) + slots
@@ -134,12 +151,23 @@ class Ledger:
 
     def _is_settled(self, now_s: float) -> bool:
         # Sessions of before our own beginning may hold slots, and use them for less than RECLAIM_S.
+        # How many there were, only those of them can tell; a new gateway knows of none.
         if not self._settled:
-            expected = max(session.gateways for session in self._sessions.values())
-            self._settled = len(self._sessions) >= expected or now_s - self._began_s >= RECLAIM_S
+            old = sum(session.gateways > 0 for session in self._sessions.values())
+            waited = now_s - self._began_s >= RECLAIM_S
+            self._settled = waited or 0 < self._expected() <= old
         return self._settled
 
+    def _expected(self) -> int:
+        return max(session.gateways for session in self._sessions.values())
+
     def _reap(self, now_s: float) -> None:
+        deaf = now_s - self._heard_s > DEAF_S
+        self._heard_s = now_s
+        if deaf:
+            self._began_s = now_s
+            for session in self._sessions.values():
+                session.seen_s = now_s
         while self._sessions:
             name, session = next(iter(self._sessions.items()))
             if now_s - session.seen_s < RECLAIM_S:

@@ -49,6 +49,7 @@ class Sync:
 
     A gateway's slots belong to its `session`. It begins with a sync that `joins`, which holds every
     slot it has, and ends with one that `leaves` or when nothing is heard for `RECLAIM_S`.
+    `gateways` is how many a settled authority last told; 0: none did yet.
     """
 
     session: str
@@ -72,7 +73,7 @@ class RateGrant:
 class SlotGrant:
     """The answer to a `SlotAsk`: the slots held now, and how many nobody holds.
 
-    `free` is -1 while the authority, just begun, does not know yet who holds what.
+    `free` is -1 while the authority does not know yet who holds what, or not everybody of us.
     """
 
     lease: int
@@ -84,10 +85,13 @@ class Grants:
     """The answer to a `Sync`; grants stand in the order of what was asked.
 
     `known` is false for a session that the authority does not know (it began anew, or did not hear
-    from it for too long): then nothing was done, and the gateway has to join again.
+    from it for too long): then nothing was done, and the gateway has to join again. `gateways` is
+    how many there are to divide each limit among; `settled`: these are all.
     """
 
     incarnation: str
     known: bool
+    gateways: int = 1
+    settled: bool = True
     rates: list[RateGrant] = field(default_factory=list)
     slots: list[SlotGrant] = field(default_factory=list)

@@ -24,7 +24,7 @@ class Refusal:
         requested: requests or tokens that were asked for.
         remaining: what was left of the limit.
         retry_after_s: when enough will have come back, if nobody else takes it.
-        never: more tokens than the limit itself: no waiting will help.
+        never: the prompt alone is larger than the limit: no waiting will help.
         unsure: the authority did not answer in time, so nobody knows.
         headers: the `x-ratelimit-*` headers of the refusing subjects.
     """
@@ -45,9 +45,8 @@ class Refusal:
         what = f"{self.limit} {_UNITS[self.kind]} for `{name}`"
         if self.never:
             return ExceedsLimit(
-                f"This request may use {self.requested} tokens, prompt and answer together, and "
-                f"the limit is {what}. Shorten the prompt or lower `max_tokens`.",
-                param="max_tokens",
+                f"Request too large: its prompt has about {self.requested} tokens, and the limit "
+                f"is {what}. Shorten the prompt.",
             )
         if self.unsure:
             text = f"Could not check the limit of {what} in time."

@@ -31,11 +31,16 @@ class Reservation:
         self._now_s = now_s
         self._is_open = True
 
-    def settle(self, tokens: int) -> None:
-        """End with what was really used: the difference is refunded, or charged as a debt."""
-        if self._is_open:
+    def settle(self, tokens: int) -> bool:
+        """End with what was really used: the difference is refunded, or charged as a debt.
+
+        Returns whether it was open.
+        """
+        was_open = self._is_open
+        if was_open:
             self._is_open = False
             self._book.release(self._accounts, 0, self.tokens - tokens)
+        return was_open
 
     def cancel(self) -> None:
         """End as if the request had never been."""

@@ -70,6 +70,7 @@ class TenantDirectory:
         self._max_keys = max_keys
         self._known: dict[bytes, _Entry] = {}
         self._unknown: dict[bytes, float] = {}  # → until when it is believed to be wrong
+        self.reachable = True  # the store, as of the last question
         self._change = -1
         self._stale = False  # an entry may be of another change
         self._waiting: dict[bytes, asyncio.Future[_Answer]] = {}
@@ -142,21 +143,20 @@ class TenantDirectory:
             raise
 
     async def _follow(self) -> None:
-        reachable = True
         while True:
             await asyncio.sleep(self._poll_s)
             try:
                 await self.refresh()
             except StoreUnavailable as error:
-                if reachable:
+                if self.reachable:
                     logger.warning("the store of keys cannot be reached: %s", error.reason)
-                reachable = False
+                self.reachable = False
             except Exception:
                 logger.exception("the store's changes could not be taken over")
             else:
-                if not reachable:
+                if not self.reachable:
                     logger.warning("the store of keys can be reached again")
-                reachable = True
+                self.reachable = True
 
     async def _ask_for(self, digest: bytes) -> Tenant | None:
         if digest in self._known:  # it is known and has expired

@@ -64,6 +64,7 @@ class Gateway:
     async def start(self) -> None:
         sock = tcp_socket("127.0.0.1", 0)
         self.port = sock.getsockname()[1]
+        await self.app.access.start()
         await self.server.listen(sock)
         self._sweeper = asyncio.create_task(self.app.forwarder.sweep(period_s=SWEEP_S))
 
@@ -124,12 +125,18 @@ class Gateway:
         return (
             len(self.app.forwarder.under_way)
             + sum(r.in_flight for g in fleet.groups for r in fleet.replicas(g))
-            + self.held
+            + self.waiting
         )
 
     @property
     def held(self) -> int:
         return sum(model.held for model in self.app.pipeline.models.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests in an admission queue, those that are held among them, and places promised."""
+        queues = [model.queue for model in self.app.pipeline.models.values()]
+        return sum(len(queue) + queue.promised for queue in queues)
 
     @property
     def retries(self) -> int:
@@ -150,6 +157,9 @@ class Gateway:
     async def until_held(self, count: int = 1) -> None:
         await eventually(lambda: self.held == count, lambda: f"held: {self.held}")
 
+    async def until_waiting(self, count: int = 1) -> None:
+        await eventually(lambda: self.waiting == count, lambda: f"waiting: {self.waiting}")
+
     def endings(self, model: str = "m") -> dict[tuple[str, int], int]:
         """The counts of `model` by ending and status."""
         endings = self.app.metrics.of(model).endings
@@ -161,6 +171,10 @@ class Gateway:
             lambda: self.endings(model) == {(ending, status): 1},
             lambda: f"counted {self.endings(model)}, not {ending} {status}",
         )
+
+    async def until_ended_count(self, count: int) -> None:
+        """Return once so many requests have been counted."""
+        await eventually(lambda: self.ended == count, lambda: f"{self.ended} were counted")
 
     async def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Scrape `/metrics`; return values by name and labels."""

@@ -114,7 +114,7 @@ async def test_starting_and_closing_leaves_no_task(caplog: pytest.LogCaptureFixt
     before = asyncio.all_tasks()
     try:
         await app.start()
-        assert len(asyncio.all_tasks()) == len(before) + 1
+        assert len(asyncio.all_tasks()) == len(before) + 2
     finally:
         await app.close()
         gc.unfreeze()

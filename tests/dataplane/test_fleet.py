@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 
+from aibrix_ray.admission import AdmissionQueue, Ticket
 from aibrix_ray.dataplane import Address, Fleet, Member
 from aibrix_ray.dataplane.fleet import Replica
 from aibrix_ray.pipeline import ModelSettings, Pipeline
 from aibrix_ray.types import GroupInfo, ReplicaStats
 from tests.dataplane.policies import First
-from tests.dataplane.waiting import within
 
 
 class World:
@@ -260,13 +259,23 @@ async def test_a_replica_that_is_down_and_drains_stays_away(world: World) -> Non
 # Waiting for a change
 
 
+def stand_aside(world: World) -> AdmissionQueue:
+    """Let a request wait for other replicas; return the queue that it is in."""
+    queue = world.pipeline.models["m"].queue
+    queue.wait(Ticket(0.0), aside=True)
+    return queue
+
+
 @pytest.mark.parametrize(
     "change", ["join", "leave", "down", "drain", "report", "groups"], ids=lambda name: name
 )
-async def test_who_waits_hears_of_every_change(world: World, change: str) -> None:
+async def test_who_waits_for_other_replicas_has_its_turn_after_every_change(
+    world: World, change: str
+) -> None:
     world.join("r1", "r2")
-    waiting = asyncio.create_task(world.fleet.wait_for_change(3600))
-    await asyncio.sleep(0)
+    queue = stand_aside(world)
+    told: list[int] = []
+    world.fleet.on_change = lambda: told.append(queue.aside)
     actions = {
         "join": lambda: world.join("r1", "r2", "r3"),
         "leave": lambda: world.join("r2"),
@@ -276,23 +285,69 @@ async def test_who_waits_hears_of_every_change(world: World, change: str) -> Non
         "groups": lambda: world.fleet.set_groups([make_group("g"), make_group("h")]),
     }
     actions[change]()
-    await within(waiting)
+    assert set(told) == {0}
+    assert len(queue) == 1
 
 
-async def test_who_waits_is_not_woken_by_a_report_that_changes_nothing(world: World) -> None:
+async def test_a_report_may_make_a_place_but_is_no_change_of_the_fleet(world: World) -> None:
     world.join("r1")
-    waiting = asyncio.create_task(world.fleet.wait_for_change(3600))
-    await asyncio.sleep(0)
+    queue = stand_aside(world)
+    told: list[int] = []
+    world.fleet.on_change = lambda: told.append(queue.aside)
     world.report(running=5)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not waiting.done()
-    waiting.cancel()
+    assert told == [1]
 
 
-async def test_waiting_ends_by_itself(world: World) -> None:
-    await within(world.fleet.wait_for_change(0.0))
-    await within(world.fleet.wait_for_change(0.01))
+# How much a replica may hold
+
+
+@pytest.mark.parametrize(
+    ("factor", "max_running", "limit"),
+    [(None, 8, 100), (2.0, 8, 16), (1.5, 5, 8), (0.1, 4, 1), (50.0, 8, 100), (2.0, None, 100)],
+)
+async def test_a_replica_holds_a_multiple_of_what_its_engine_runs(
+    world: World, factor: float | None, max_running: int | None, limit: int
+) -> None:
+    world.settings = ModelSettings(running_factor=factor)
+    world.fleet.set_groups([make_group("g", max_outstanding=100)])
+    world.fleet.reconfigure()
+    world.join("r1")
+    assert world.replica().max_outstanding == 100, "nothing is known of it yet"
+    world.report(max_running=max_running)
+    assert world.replica().max_outstanding == limit
+
+
+async def test_another_factor_holds_at_once(world: World) -> None:
+    world.join("r1")
+    world.report(max_running=8)
+    assert world.replica().max_outstanding == 512
+    world.settings = ModelSettings(running_factor=2.0)
+    world.fleet.reconfigure()
+    assert world.replica().max_outstanding == 16
+
+
+# Signs of work
+
+
+@pytest.mark.parametrize(
+    ("report", "progress_s"),
+    [
+        ({"running": 1}, 10.0),
+        ({"running": 1, "generation_tokens_total": 1}, 20.0),
+        ({"running": 1, "prompt_tokens_total": 1}, 20.0),
+        ({"running": 1, "requests_total": 1}, 20.0),
+        ({"running": 0}, 20.0),
+        ({"waiting": 1}, 10.0),
+    ],
+)
+async def test_a_report_of_new_tokens_or_of_nothing_to_do_shows_progress(
+    world: World, report: dict[str, Any], progress_s: float
+) -> None:
+    world.join("r1")
+    world.report(running=1, now_s=10.0)
+    world.report(now_s=20.0, **report)
+    assert world.replica().progress_s == progress_s
+    assert world.replica().stats_at_s == 20.0
 
 
 async def test_closing_closes_every_channel(world: World) -> None:

@@ -252,7 +252,8 @@ def test_staleness_of_the_reports_is_shown(
     reports_s: tuple[float | None, ...], age_s: float | None, stale: int
 ) -> None:
     model = ModelState("m", First(seed=0))
-    model.ready = [view(f"r{i}", at_s) for i, at_s in enumerate(reports_s)]
+    replicas = [view(f"r{i}", at_s) for i, at_s in enumerate(reports_s)]
+    model.set_members(replicas, replicas)
     found = samples(GatewayMetrics({"m": model}, lambda: 0, clock=Clock(100.0)))
     assert found.get(("aibrix_ray_telemetry_age_seconds", ("m",))) == age_s
     assert found[("aibrix_ray_stale_replicas", ("m",))] == stale

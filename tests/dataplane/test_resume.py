@@ -314,7 +314,7 @@ def comparable(stream: bytes) -> tuple[set[tuple[str, int]], str, list[str], Any
 async def test_wherever_it_is_cut_the_client_has_one_whole_answer(
     path: str, usage: bool, engines: MakeEngines, gateway: MakeGateway
 ) -> None:
-    body = chat() if "chat" in path else {"model": "m", "prompt": "hi"}
+    body: dict[str, Any] = chat() if "chat" in path else {"model": "m", "prompt": "hi"}
     body |= {"stream": True, "max_tokens": 12, "temperature": 0}
     if usage:
         body["stream_options"] = {"include_usage": True}

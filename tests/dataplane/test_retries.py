@@ -466,7 +466,9 @@ async def test_a_full_fleet_is_429_with_retry_after(
         await echo(call)
 
     replicas = [await backend(handler), await backend(handler)]
-    running = await gateway(replicas, max_outstanding=2, retry_after_s=2)
+    running = await gateway(
+        replicas, max_outstanding=2, retry_after_s=2, admission={"max_waiting": 0}
+    )
     posts = [asyncio.create_task(running.post()) for _ in range(4)]
     await eventually(lambda: sum(len(r.calls) for r in replicas) == 4, "four are under way")
     answer = await running.post()

@@ -95,6 +95,11 @@ def test_notes_go_to_standard_error() -> None:
         (["--ray-version", "2.9.0"], "--ray-version"),
         (["--hf-token-secret", "hf_Token"], "--hf-token-secret"),
         (["--set", "gateway.port=8080"], "gateway.args.port"),
+        (["--set", "gateway.http.tls={cert_file: a, key_file: b}"], "gateway.args.http.tls"),
+        (
+            ["--store-secret", "keys", "--set", "gateway.auth.open_to_network=true"],
+            "--store-secret",
+        ),
         (["--set", "tiny.replicas.max=0"], "--set tiny.replicas.max"),
         (["-o", "/no/such/folder/out.yaml"], "--out"),
     ],

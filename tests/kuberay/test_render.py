@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -286,6 +287,64 @@ def test_the_secret_that_pods_wait_for_is_noted() -> None:
     (note,) = notes(parse(GATEWAY, TINY), OPTIONS)
     assert "secret generic aibrix-ray-store --from-literal=AIBRIX_RAY_STORE=postgresql" in note
     assert "gateway.args.auth.open_to_network: true" in note
+
+
+def test_a_secret_that_is_named_is_stronger_than_the_files_store() -> None:
+    gateway = f"{GATEWAY}  args: {{auth: {{store: 'postgresql://a:b@c/d'}}}}\n"
+    named = SecretKey("keys", "url")
+    manifest = make_manifest(TINY, gateway=gateway, store=named)
+    for group in (head_of(manifest), *workers_of(manifest)):
+        (variable,) = container_of(group)["env"]
+        assert variable["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "url"}}
+    found = "\n".join(notes(parse(gateway, TINY), replace(OPTIONS, store=named)))
+    assert "secret generic keys --from-literal=url=postgresql" in found
+    assert "pods take the Secret's" in found
+
+
+def test_a_secret_that_nobody_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--store-secret.*asks for no keys.*auth\.keys: true"):
+        make_manifest(TINY, gateway=f"{GATEWAY}  {OPEN}\n", store=SecretKey("keys", "url"))
+
+
+def test_keys_that_are_asked_for_beside_an_open_door_have_their_store_in_a_secret() -> None:
+    args = "args: {host: 0.0.0.0, auth: {keys: true, open_to_network: true}}"
+    manifest = make_manifest(TINY, gateway=f"{GATEWAY}  {args}\n")
+    for group in (head_of(manifest), *workers_of(manifest)):
+        assert container_of(group)["env"] == [STORE_ENV]
+
+
+def test_a_store_in_each_pods_own_file_is_noted() -> None:
+    gateway = f"{GATEWAY}  args: {{auth: {{store: 'sqlite:////keys.db'}}}}\n"
+    found = "\n".join(notes(parse(gateway, TINY), OPTIONS))
+    assert "gateway.args.auth.store is a file: each pod has one of its own" in found
+
+
+@pytest.mark.parametrize(
+    ("gateway", "top", "path"),
+    [
+        (
+            f"{GATEWAY}  args: {{http: {{tls: {{cert_file: /tls.crt, key_file: /tls.key}}}}}}\n",
+            "proxy_location: Disabled",
+            "gateway.args.http.tls",
+        ),
+        (
+            "\n- {name: gateway, import_path: 'aibrix_ray:gateway', "
+            "args: {listen: serve, auth: {keys: true}}}\n",
+            "http_options: {ssl_certfile: /tls.crt, ssl_keyfile: /tls.key}",
+            "http_options.ssl_certfile",
+        ),
+    ],
+)
+def test_tls_on_the_port_is_refused_because_the_probe_is_plain_http(
+    gateway: str, top: str, path: str
+) -> None:
+    parsed = parse(gateway, TINY, top=top)
+    with pytest.raises(ConfigError) as refused:
+        render(parsed, OPTIONS)
+    assert refused.value.path == path
+    assert "/tls.crt" in str(refused.value.value)
+    assert "readiness probe" in refused.value.expected
+    assert "terminate TLS at the Ingress or Gateway" in refused.value.hint
 
 
 def test_the_head_has_no_cpu_for_replicas() -> None:

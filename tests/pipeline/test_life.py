@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 
 from aibrix_ray.errors import (
@@ -15,68 +12,9 @@ from aibrix_ray.errors import (
     Overloaded,
     ReplicaFailed,
 )
-from aibrix_ray.pipeline import Life, ModelSettings, ModelState, Pipeline, Wait
-from aibrix_ray.types import (
-    Decision,
-    Ending,
-    Outcome,
-    ReplicaView,
-    RequestView,
-    Usage,
-    Verdict,
-)
-
-
-class Scripted:
-    """Sends to the first replica it is shown, or decides as it was told to."""
-
-    def __init__(self, *verdicts: Verdict) -> None:
-        self.verdicts = list(verdicts)
-        self.shown: list[list[str]] = []
-        self.at_s: list[float] = []
-        self.outcomes: list[Outcome] = []
-
-    def choose(
-        self, request: RequestView, replicas: Sequence[ReplicaView], now_s: float
-    ) -> Decision:
-        self.shown.append([replica.replica_id for replica in replicas])
-        self.at_s.append(now_s)
-        verdict = self.verdicts.pop(0) if self.verdicts else Verdict.SEND
-        return Decision(verdict, replicas[0] if verdict is Verdict.SEND else None, "as told")
-
-    def observe(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-
-
-class World:
-    """One model `m` with replicas `r0`, `r1`, …; each call of `next` is at `now_s`."""
-
-    def __init__(self, replicas: int = 0, *verdicts: Verdict, **settings: Any) -> None:
-        self.policy = Scripted(*verdicts)
-        self.model = ModelState("m", self.policy, ModelSettings(**settings))
-        self.now_s = 100.0
-        self.join(replicas)
-        self.life = Life(self.model, RequestView("id", "m"), self.now_s)
-
-    def join(self, count: int) -> None:
-        self.model.ready = [ReplicaView(f"r{i}", "g", "m") for i in range(count)]
-
-    def replica(self, index: int) -> ReplicaView:
-        return self.model.ready[index]
-
-    def next(self) -> ReplicaView | Wait:
-        return self.life.next(self.now_s)
-
-    def chosen(self) -> str:
-        answer = self.next()
-        assert isinstance(answer, ReplicaView)
-        return answer.replica_id
-
-    def waits_until(self) -> float:
-        answer = self.next()
-        assert isinstance(answer, Wait)
-        return answer.until_s
-
+from aibrix_ray.pipeline import Life, ModelState, Pipeline
+from aibrix_ray.types import Ending, Outcome, ReplicaView, RequestView, Usage, Verdict
+from tests.pipeline.world import Scripted, World
 
 # Names
 
@@ -293,7 +231,7 @@ def test_a_full_replica_is_taken_out_of_the_choice() -> None:
 
 
 def test_when_all_are_full_it_is_told_to_come_back() -> None:
-    world = World(2, retry_after_s=3.0)
+    world = World(2, retry_after_s=3.0, max_waiting=0)
     for replica in world.model.ready:
         replica.in_flight = replica.max_outstanding
     with pytest.raises(Overloaded, match="all 2 ready replicas of `m` are full") as refused:
@@ -330,7 +268,13 @@ def test_the_policy_learns_how_an_attempt_ended() -> None:
     world = World(1)
     usage = Usage(prompt_tokens=1)
     world.life.ended(
-        world.replica(0), Ending.COMPLETED, status=200, ttft_s=0.1, e2e_s=0.2, usage=usage
+        world.replica(0),
+        Ending.COMPLETED,
+        now_s=1.0,
+        status=200,
+        ttft_s=0.1,
+        e2e_s=0.2,
+        usage=usage,
     )
     assert world.policy.outcomes == [
         Outcome("id", "m", "r0", Ending.COMPLETED, 200, 0.1, 0.2, usage)
