@@ -47,8 +47,8 @@ class ReplicaView:
     `in_flight` counts this gateway's own unanswered requests. `load_base` is what the last report
     saw beyond them (other gateways, Python handles), so that `load` is right about our own traffic
     however old the report is. With no report ever (`stats is None`) it is our own count alone.
-    `progress_s` is when it last showed that it works: an answer to us, a report of new tokens or
-    requests, or one of having nothing to do.
+    `progress_s` is when it last showed that it works: bytes of an answer to us, a report of new
+    tokens or requests, or one of having nothing to do.
     """
 
     replica_id: str

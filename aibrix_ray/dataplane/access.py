@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
+from aibrix_ray.dataplane import wire
 from aibrix_ray.dataplane.metrics import GatewayMetrics
 from aibrix_ray.errors import ExceedsLimit, ModelNotAllowed, RateLimited
 from aibrix_ray.limiter import Admitted, GatewayLimiter, LocalAuthority, has_limits
@@ -133,6 +134,8 @@ class Access:
         limiter = self._limiter
         assert limiter is not None, "`on` without a limiter"
         max_output = None if request.max_tokens is None else request.max_tokens * choices
+        if request.path not in wire.GENERATING_PATHS:
+            max_output = 0
         try:
             visit.admitted = limiter.reserve(
                 request.model,

@@ -34,7 +34,7 @@ class Exchange:
         started: the client has been given the head of an answer.
         stream: the event stream that a replica has begun.
         write: sends a piece of a stream without a task (`asgi.WRITE`), where the server can.
-        progressed: pieces went by since the sweeper looked.
+        poured_s: when a piece last went by that the sweeper has not seen yet.
         moved: the attempt was given up from outside; the request goes elsewhere.
         waiter: resolved when the wait in the admission queue is over.
         rival: the same request at a second replica, while both are asked.
@@ -48,7 +48,7 @@ class Exchange:
         "gone",
         "life",
         "moved",
-        "progressed",
+        "poured_s",
         "receive_task",
         "replica",
         "request_id",
@@ -72,8 +72,8 @@ class Exchange:
         self.receive_task: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[Turn] | None = None
         self.deadline_s = life.arrived_s + life.model.settings.timeout_s
-        self.sent_s = self.first_byte_s = PENDING
-        self.started = self.gone = self.expired = self.moved = self.progressed = False
+        self.sent_s = self.first_byte_s = self.poured_s = PENDING
+        self.started = self.gone = self.expired = self.moved = False
         self.write: Callable[[bytes], bool] | None = None
         self.usage: Usage | None = None
         self.stream: EventStream | None = None
@@ -101,6 +101,12 @@ class Exchange:
         self.deadline_s = min(
             now_s + seconds, self.life.arrived_s + self.life.model.settings.timeout_s
         )
+
+    def progress(self, now_s: float) -> None:
+        """Note that a piece of the answer came: the replica works, and has time for the next."""
+        self.allow(self.life.model.settings.idle_timeout_s, now_s)
+        if self.replica is not None:
+            self.replica.progress_s = now_s
 
     def check_interrupted(self) -> None:
         """Raise if the request has to end: its client has left, or its deadline has passed.

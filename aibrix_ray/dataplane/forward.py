@@ -61,10 +61,10 @@ class Forwarder:
             await asyncio.sleep(period_s)
             now_s = self._clock()
             for exchange in list(self.under_way):
-                if exchange.progressed:
-                    exchange.progressed = False
-                    exchange.allow(exchange.life.model.settings.idle_timeout_s, now_s)
-                elif now_s >= exchange.deadline_s:
+                if exchange.poured_s != PENDING:
+                    exchange.progress(exchange.poured_s)
+                    exchange.poured_s = PENDING
+                if now_s >= exchange.deadline_s:
                     exchange.expire()
             if self._fleet.judge(now_s):
                 leave_stuck(self.under_way, now_s)
@@ -108,6 +108,7 @@ class Forwarder:
             raise
         finally:
             self.under_way.discard(exchange)
+            exchange.write = None  # a circle would wait for the collector
             if exchange.receive_task is not None:
                 exchange.receive_task.cancel()
 
@@ -307,8 +308,7 @@ class Forwarder:
         data: bytes,
     ) -> bool:
         """Pass events on as they come; False: the replica failed, and another can go on."""
-        told, pour = stream.told, Pour(exchange, stream)
-        idle_s = exchange.life.model.settings.idle_timeout_s
+        told, pour = stream.told, Pour(exchange, stream, self._clock)
         try:
             while data:
                 ready = stream.feed(data)
@@ -318,7 +318,7 @@ class Forwarder:
                     return True
                 if ready:
                     await send({"type": "http.response.body", "body": ready, "more_body": True})
-                exchange.allow(idle_s, self._clock())
+                exchange.progress(self._clock())
                 if exchange.write is not None:
                     await connection.pour(pour)
                     ready, pour.left = pour.left, b""

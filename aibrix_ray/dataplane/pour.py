@@ -6,6 +6,8 @@ bytes does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aibrix_ray.dataplane.exchange import Exchange
 from aibrix_ray.dataplane.sse import EventStream
 
@@ -17,9 +19,10 @@ class Pour:
         left: what the client has not taken; the task sends it.
     """
 
-    __slots__ = ("_exchange", "_stream", "left")
+    __slots__ = ("_clock", "_exchange", "_stream", "left")
 
-    def __init__(self, exchange: Exchange, stream: EventStream) -> None:
+    def __init__(self, exchange: Exchange, stream: EventStream, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._exchange = exchange
         self._stream = stream
         self.left = b""
@@ -27,7 +30,7 @@ class Pour:
     def __call__(self, data: bytes) -> bool:
         """Pass a piece on; return whether the next one may come."""
         exchange = self._exchange
-        exchange.progressed = True
+        exchange.poured_s = self._clock()
         ready = self._stream.feed(data)
         if not ready:
             return True

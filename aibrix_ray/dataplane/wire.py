@@ -46,6 +46,8 @@ CARRIED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 #: Paths where `"stream": true` asks for an event stream.
 STREAMED_PATHS = CARRIED_PATHS | {"/v1/responses", "/v1/messages"}
 MULTIPART_PATHS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+#: Answers of these are tokens of their own; of the others only the prompt counts.
+GENERATING_PATHS = STREAMED_PATHS | MULTIPART_PATHS
 FORWARDED_PATHS = JSON_PATHS | MULTIPART_PATHS
 
 #: Hop-by-hop, ours, or the client's credentials: none of them is a replica's business.

@@ -1,9 +1,9 @@
 """The engine replica: one engine, its private listener, its reports, its orderly end.
 
 What happens when it dies: SIGKILL of this process takes the engine's processes with it (they watch
-their parent), breaks the streams it served (gateways end them with an SSE error) and costs every
-other request one attempt; Serve starts a new one. When the raylet of its node dies, the replica
-ends itself within seconds instead of serving on unsupervised.
+their parent) and costs every request it served one attempt: gateways go on elsewhere, with streams
+from the tokens that had come (decision 12). Serve starts a new one. When the raylet of its node
+dies, the replica ends itself within seconds instead of serving on unsupervised.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from aibrix_ray.engines.answers import answers_of
 from aibrix_ray.engines.factory import make_engine
 from aibrix_ray.engines.guard import exit_with_raylet, remove_at_end
 from aibrix_ray.engines.meta import REPLICA_LIMITS, ReplicaApp, TokenGuard
+from aibrix_ray.engines.progress import ProgressWatch
 from aibrix_ray.runtime_dir import remove_stale, socket_path
 from aibrix_ray.telemetry.actor import ensure_telemetry
 from aibrix_ray.telemetry.reporter import ReplicaReporting
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 _DRAIN_NOTICE_S = 1.0
 #: Gateways keep connections for ever; a replica must not close an idle one under a request.
 _KEEP_ALIVE_S = 24 * 3600.0
+#: An engine that holds requests and moves none of them for so long hangs, whatever its pings say.
+_STALLED_S = 300.0
 
 
 class EngineReplica:
@@ -57,6 +60,7 @@ class EngineReplica:
             epoch=uuid.uuid4().hex[:16],
         )
         self._draining_published = False
+        self._progress = ProgressWatch(_STALLED_S)
         remove_stale()
         self._uds = socket_path(self._identity.replica_id)
         remove_at_end(self._uds)
@@ -114,6 +118,7 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Raise if the engine cannot serve; Serve then replaces this replica."""
         await self._engine.check_health()
+        self._progress.check(self._stats(), time.monotonic())
 
     async def statistics(self) -> ReplicaStats:
         """Return the engine's figures of now."""

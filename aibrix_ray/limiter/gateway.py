@@ -55,6 +55,8 @@ _MIN_BACK_OFF_S = 0.1
 _MAX_BACK_OFF_S = 2.0
 #: A longer user's name is a key by its digest.
 _MAX_USER = 256
+#: Hardly any text has longer tokens on the average.
+_MOST_BYTES_A_TOKEN = 16
 
 
 class LimitedTenant(Protocol):
@@ -267,7 +269,9 @@ class GatewayLimiter:
 
     def _expire(self, claim: Claim) -> None:
         self._decide(claim)
-        if (future := self._waiting.pop(claim, None)) is not None:
+        future = self._waiting.get(claim)
+        if future is not None and not future.cancelled():
+            del self._waiting[claim]
             future.set_result(self._book.late(claim, self._clock()))
             self._book.end_claim(claim)
 
@@ -281,13 +285,23 @@ class GatewayLimiter:
         while True:
             if self._book.exchange.lost_s is None:
                 await self._pause()
-                self._sweep()
-                await self._sync()
                 back_off_s = _MIN_BACK_OFF_S
             else:
                 await asyncio.sleep(back_off_s)
                 back_off_s = min(2 * back_off_s, _MAX_BACK_OFF_S)
-                await self._connect()
+            try:
+                await self._exchange()
+            # The rim of the task: a gateway without it would never hear of its authority again.
+            except Exception as error:
+                logger.exception("an exchange with the limiter failed in a way that is not known")
+                self._lose(error)
+
+    async def _exchange(self) -> None:
+        self._sweep()
+        if self._book.exchange.lost_s is None:
+            await self._sync()
+        else:
+            await self._connect()
 
     async def _connect(self) -> None:
         try:
@@ -344,6 +358,8 @@ class GatewayLimiter:
             self._decide(claim)
 
     def _decide(self, claim: Claim) -> None:
+        if self._waiting[claim].cancelled():
+            return  # Its client has just left; whoever waited for it is about to clean up.
         result = self._book.try_claim(claim, self._clock())
         if result is not None:
             self._waiting.pop(claim).set_result(result)
@@ -360,13 +376,13 @@ def _tokens(
 ) -> int:
     """Return what to reserve.
 
-    The answer's part is a guess: it alone must not make a request larger than a limit, since then
-    no waiting would ever let it through.
+    It is a guess, which alone must not make a request larger than a limit, since then no waiting
+    would ever let it through: only a prompt whose bytes cannot be so few tokens is too large.
     """
     prompt = estimator.prompt_tokens(prompt_bytes)
     tokens = prompt + estimator.output_tokens(max_output)
     for _, limits in subjects:
         limit = limits.tokens_per_minute
         if limit is not None and tokens > limit:
-            tokens = max(prompt, limit)
+            tokens = prompt if prompt_bytes > limit * _MOST_BYTES_A_TOKEN else limit
     return tokens

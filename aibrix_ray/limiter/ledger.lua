@@ -101,15 +101,16 @@ end
 local granted, levels = {}, {}
 for i, ask in ipairs(sync.rates) do
   local key = prefix .. ':rate:' .. ask.key
-  local bucket = redis.call('HMGET', key, 'level', 'filled_s', 'limit')
-  local level = ask.limit
+  local bucket = redis.call('HMGET', key, 'level', 'filled_s', 'limit', 'net')
+  local level, net = ask.limit, tonumber(bucket[4] or 0)
   if bucket[1] then
     level = tonumber(bucket[1]) + ask.limit - tonumber(bucket[3])
     level = level + math.max(0, now_s - tonumber(bucket[2])) * ask.limit / 60
     level = math.min(ask.limit, level)
   end
   if ask.level ~= cjson.null then
-    level = math.min(level, ask.level)
+    -- What an earlier incarnation told does not know of what was told to this one.
+    level = math.min(level, ask.level + net)
   end
   level = math.min(ask.limit, level - ask.charge + ask.give_back)
   local room = math.max(0, math.floor(level))
@@ -118,8 +119,9 @@ for i, ask in ipairs(sync.rates) do
     given = math.min(ask.need, room)
   end
   given = given + math.min(ask.ahead, math.floor((room - given) / (2 * gateways)))
-  level = level - given
-  redis.call('HSET', key, 'level', exact(level), 'filled_s', exact(now_s), 'limit', ask.limit)
+  level, net = level - given, net + ask.give_back - ask.charge - given
+  redis.call('HSET', key, 'level', exact(level), 'filled_s', exact(now_s))
+  redis.call('HSET', key, 'limit', ask.limit, 'net', exact(net))
   -- A bucket that is full again need not be remembered.
   redis.call('PEXPIRE', key, math.ceil((ask.limit - level) * 60000 / ask.limit) + 1000)
   granted[i], levels[i] = given, exact(level)

@@ -92,7 +92,8 @@ class Accounts:
     def mark_spent(self, now_s: float) -> None:
         """Mark every account of which an authority that begins anew would think too well."""
         for account in self.by_key.values():
-            if account.active or any(r.remaining(now_s) < r.limit for r in account.rates()):
+            spent = any(r.remaining(now_s) < r.limit for r in account.rates())
+            if spent or account.active or account.has_surplus():
                 self.mark(account)
 
     def close(self) -> None:

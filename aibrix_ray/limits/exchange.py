@@ -77,10 +77,8 @@ class Exchange:
             gateways=self._told_gateways,
             accounts=self._next_accounts(joins=joins, everything=leaves),
         )
-        # A sync that joins may follow on one of which nobody knows whether it arrived.
-        epoch = -1 if joins else self._accounts.epoch
         for account in batch.accounts:
-            self._ask(batch, account, now_s, epoch)
+            self._ask(batch, account, now_s)
         return batch
 
     def apply(self, batch: Batch, grants: Grants, *, sent_s: float, now_s: float) -> None:
@@ -130,23 +128,23 @@ class Exchange:
         return f"{self._name}/{self._session}"
 
     def _next_accounts(self, *, joins: bool, everything: bool) -> list[Account]:
-        chosen: list[Account] = []
-        if joins:  # The authority is to know every slot that is held before it grants others.
+        if joins:
+            # The authority is to know every slot that is held before it grants others. Rates are
+            # told of once it has said which incarnation it is: see `mark_spent`.
             chosen = [a for a in self._accounts if a.slots and (a.slots.lease or a.slots.in_use)]
             for account in chosen:
                 self._accounts.unmark(account)
-        if self.lost_s is not None:
-            return chosen  # Rates are told of once we are heard: see `mark_spent`.
+            return chosen
         most = len(self._accounts) + MAX_BATCH if everything else MAX_BATCH
-        return chosen + self._accounts.next_marked(most)
+        return self._accounts.next_marked(most)
 
-    def _ask(self, batch: Batch, account: Account, now_s: float, epoch: int) -> None:
+    def _ask(self, batch: Batch, account: Account, now_s: float) -> None:
         idle = not account.active
         tokens = [claim.tokens for claim in account.claims]
-        for lease in account.rates() if self.lost_s is None else ():
+        for lease in () if batch.joins else account.rates():
             needs = tokens if lease is account.tokens else [1] * len(tokens)
             need, least = sum(needs), min(needs, default=0)
-            ask = lease.ask(need, least, idle=idle, now_s=now_s, epoch=epoch)
+            ask = lease.ask(need, least, idle=idle, now_s=now_s, epoch=self._accounts.epoch)
             batch.rates.append((lease, ask, idle))
         if account.slots is not None:
             live = now_s < self.live_until_s

@@ -24,11 +24,15 @@ MAX_BUCKETS = 200_000
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket; its level is negative while what was overdrawn is paid back."""
+    """A token bucket; its level is negative while what was overdrawn is paid back.
+
+    `net` is what came into it, less what was taken, in this incarnation, refill aside.
+    """
 
     limit: int
     level: float
     filled_s: float
+    net: float = 0.0
 
     def refill(self, limit: int, now_s: float) -> None:
         """Bring the level up to now; what is spent stays spent when the limit changes."""
@@ -122,14 +126,16 @@ class Ledger:
         else:
             self._buckets.move_to_end(ask.key)
         bucket.refill(ask.limit, now_s)
-        level = min(bucket.level, ask.level) - ask.charge
-        level = min(float(ask.limit), level + ask.give_back)
+        # What an earlier incarnation told does not know of what was told to this one.
+        level = min(bucket.level, ask.level + bucket.net)
+        level = min(float(ask.limit), level - ask.charge + ask.give_back)
         # Whole units: fractions at several gateways would add up to requests that nobody can admit.
         room = max(0, math.floor(level))
         granted = min(ask.need, room) if room >= ask.least else 0
         # What is scarce is not held ahead by one gateway while another refuses for lack of it.
         granted += min(ask.ahead, (room - granted) // (2 * gateways))
         bucket.level = level - granted
+        bucket.net += ask.give_back - ask.charge - granted
         return RateGrant(granted, bucket.level)
 
     def _slot(self, ask: SlotAsk, session: _Session, gateways: int, *, grants: bool) -> SlotGrant:

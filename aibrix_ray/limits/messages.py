@@ -13,8 +13,8 @@ class RateAsk:
     Attributes:
         key: the subject's key and the kind.
         limit: the bucket's size, which is also what refills in a minute.
-        level: the bucket holds no more than this, as far as this gateway knew it under an earlier
-            incarnation of the authority; infinite: nothing to say.
+        level: what the bucket would hold by now, as far as this gateway knew it under an earlier
+            incarnation of the authority and nothing happened since; infinite: nothing to say.
         charge: what was spent already, or beyond a reservation; taken even from an empty bucket.
         give_back: what was taken and is not needed.
         need: what waiting requests lack; with less than `least` none of them can go on.

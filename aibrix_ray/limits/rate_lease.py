@@ -84,8 +84,11 @@ class RateLease:
 
     def refund(self, amount: float) -> None:
         """Take what a request does not need any more; negative: it used more than it reserved."""
-        self.balance += amount
-        self.trim()
+        balance = self.balance + amount
+        if balance > self.size:  # As `trim` does; this is the hot path.
+            self.back += balance - self.size
+            balance = self.size
+        self.balance = balance
 
     def trim(self) -> None:
         """Put aside, for the authority, what is more than may be held."""
@@ -112,7 +115,7 @@ class RateLease:
         if self.balance < 0:
             self.owed -= self.balance
             self.balance = 0.0
-        target = 0 if idle else self.size
+        target, level = 0 if idle else self.size, self.level_at(now_s)
         surplus = max(0.0, self.balance - need - target)
         self.balance -= surplus
         surplus += self.back
@@ -120,7 +123,7 @@ class RateLease:
         ask = RateAsk(
             key=self.key,
             limit=self.limit,
-            level=math.inf if self.epoch == epoch else self.level_at(now_s),
+            level=math.inf if self.epoch == epoch or level >= self.limit else level,
             charge=self.owed - forgiven,
             give_back=surplus - forgiven,
             need=max(0, math.ceil(need - self.balance)),

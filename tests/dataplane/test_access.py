@@ -312,3 +312,97 @@ async def test_a_request_that_no_replica_served_is_not_charged(
     running.set_members([await backend(metered)])
     assert (await ask(running, None)).status_code == 200
     assert (await ask(running, None)).status_code == 429
+
+
+async def tokens_each(call: Call) -> None:
+    """Answer with 10 prompt tokens and 50 of the answer, plainly or in a stream."""
+    told = b'{"usage":[10,0,50]}'
+    if call.json().get("stream"):
+        await call.begin(SSE)
+        await call.write(b"data: {}\n\n: aibrix " + told + b"\n\n" + DONE)
+        await call.end()
+    else:
+        await call.answer(headers=[(b"x-aibrix-meta", told)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": True},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": False},
+    ],
+)
+async def test_streamed_tokens_are_charged_like_plain_ones(
+    fields: dict[str, Any], backend: MakeBackend, gateway: MakeGateway
+) -> None:
+    """U12: TPM 200 and answers of 60 tokens; the budget is spent after the fourth."""
+    running = await gateway([await backend(tokens_each)], limits={"tokens_per_minute": 200})
+    statuses = []
+    for count in range(1, 6):
+        statuses.append((await ask(running, None, **fields)).status_code)
+        await running.until_ended_count(count)
+    assert statuses[:3] == [200, 200, 200]
+    assert statuses[4] == 429
+    assert running.app.metrics.of("m").tokens[2] == 50 * statuses.count(200)
+
+
+async def test_prompt_tokens_count(backend: MakeBackend, gateway: MakeGateway) -> None:
+    """U13: TPM 500, prompts of 400 tokens with answers of one, three in a row."""
+
+    async def long(call: Call) -> None:
+        await call.answer(headers=[(b"x-aibrix-meta", b'{"usage":[400,0,1]}')])
+
+    running = await gateway([await backend(long)], limits={"tokens_per_minute": 500})
+    words = [{"role": "user", "content": "word " * 400}]
+    answers = [await ask(running, None, messages=words, max_tokens=1) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 429, 429]
+    error = answers[1].json()["error"]
+    assert error["type"] == "tokens"
+    assert "tokens" in error["message"]
+    assert 1 <= int(answers[1].headers["retry-after"]) <= 60
+
+
+async def test_an_embedding_has_no_answer_to_reserve_for(
+    backend: MakeBackend, gateway: MakeGateway
+) -> None:
+    """U13's neighbour: only the prompt counts, also before anything is known."""
+    running = await gateway([await backend(metered)], limits={"tokens_per_minute": 60})
+    body = {"model": "m", "input": "hi"}
+    assert (await running.post(body, "/v1/embeddings")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": "nobody"}, 404),
+        ({"model": "m", "messages": 7}, 400),
+        (b"{not json", 400),
+        ({"model": "m", "slow": True}, 504),
+    ],
+)
+async def test_no_failing_request_keeps_its_place(
+    body: Any, status: int, store: Store, key: str, args: dict[str, Any],
+    backend: MakeBackend, gateway: MakeGateway,
+) -> None:  # fmt: skip
+    """U15: at most one at once; a bad request, and then a good one at once."""
+
+    async def picky(call: Call) -> None:
+        asked = call.json()
+        if asked.get("slow"):
+            await call.until_disconnect()
+        elif asked["messages"] == 7:
+            await call.answer(b'{"error":{}}', status=400)
+        else:
+            await metered(call)
+
+    store.tenants.change("acme", TenantSettings(max_concurrent=1))
+    running = await gateway(
+        [await backend(picky)], args=args, first_byte_timeout_s=0.2, max_attempts=1
+    )
+    told = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = await running.http.post(CHAT, content=content, headers=told)
+    assert answer.status_code == status
+    assert (await ask(running, key)).status_code == 200
+    assert running.in_flight == 0

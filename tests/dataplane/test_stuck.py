@@ -182,6 +182,39 @@ async def test_a_stream_of_a_stuck_replica_goes_on_elsewhere(
     assert second.asked == [(b"11", b"0")]
 
 
+async def test_a_stream_that_flows_is_a_sign_of_work(
+    backend: MakeBackend, gateway: MakeGateway
+) -> None:
+    """U18, a neighbour: the reports of one replica are lost, and it streams."""
+    go = asyncio.Queue[None]()
+
+    async def flow(call: Call) -> None:
+        await call.begin(SSE)
+        await call.write(b":=3,0\n:+11\n" + event("0"))
+        for i in range(1, 11):
+            await go.get()
+            await call.write(b":+%d\n" % (11 + i) + event(str(i)))
+        await call.end(DONE)
+
+    clock = Clock()
+    running = await gateway([await backend(flow), await backend()], clock=clock, routing=FIRST)
+    reports = Reports(running, clock)
+    reports.come(0, 1)
+    client = await running.connect()
+    client.post({"model": "m", "stream": True})
+    await client.head()
+    assert await client.chunk() == event("0")
+    for i in range(1, 11):
+        await reports.pass_by(1, 1)
+        go.put_nowait(None)
+        data = await client.chunk()
+        assert data.removesuffix(DONE) == event(str(i))
+        await clock.looked_at()
+        assert running.ready == ["m-0", "m-1"]
+    if not data.endswith(DONE):
+        assert await client.chunk() == DONE
+
+
 async def test_a_stream_that_cannot_be_carried_is_left_where_it_is(
     backend: MakeBackend, gateway: MakeGateway
 ) -> None:

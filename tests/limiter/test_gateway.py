@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aibrix_ray.errors import ApiError, ExceedsLimit, RateLimited
-from aibrix_ray.limiter import GatewayLimiter, LocalAuthority, has_limits
+from aibrix_ray.limiter import Admitted, GatewayLimiter, LocalAuthority, has_limits
 from aibrix_ray.limits import excess
 from aibrix_ray.types import Usage
 from tests.limiter.asking import ask, burst, tenant, user_config
@@ -220,6 +220,26 @@ async def test_a_client_that_leaves_while_it_waits_takes_nothing_with_it(
         return True
 
     await until(admitted)
+
+
+async def test_an_answer_that_comes_as_the_client_leaves_reaches_the_others(
+    make_limiter: Any,
+) -> None:
+    """U15's neighbour: the task was cancelled, and did not run yet, when the answer came."""
+    limiter = await make_limiter(LocalAuthority())
+    who = tenant(max_concurrent=2)
+    leaving, staying = (asyncio.create_task(ask(limiter, tenant=who)) for _ in range(2))
+    await asyncio.sleep(0)
+    assert len(limiter._waiting) == 2
+    leaving.cancel()
+    limiter._book.exchange.live_until_s = float("inf")
+    for account in limiter._book.accounts:
+        account.slots.lease = 2
+    limiter._decide_all()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert isinstance(await staying, Admitted)
+    assert limiter._book.accounts.by_key["tenant:acme"].slots.in_use == 1
 
 
 async def test_a_request_that_another_limit_refuses_holds_no_slot(make_limiter: Any) -> None:
