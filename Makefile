@@ -11,7 +11,7 @@ serve: install
 	@exec .venv/bin/aibrix-ray serve $(FILE) $(ARGS)
 
 test: install lint
-	.venv/bin/python -m pytest $(ARGS)
+	@scripts/test.sh $(ARGS)
 
 chaos: install
 	AIBRIX_CHAOS_SECONDS=$(CHAOS_SECONDS) AIBRIX_CHAOS_SEED=$(CHAOS_SEED) \

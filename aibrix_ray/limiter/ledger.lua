@@ -120,10 +120,14 @@ for i, ask in ipairs(sync.rates) do
   end
   given = given + math.min(ask.ahead, math.floor((room - given) / (2 * gateways)))
   level, net = level - given, net + ask.give_back - ask.charge - given
-  redis.call('HSET', key, 'level', exact(level), 'filled_s', exact(now_s))
-  redis.call('HSET', key, 'limit', ask.limit, 'net', exact(net))
   -- A bucket that is full again need not be remembered.
-  redis.call('PEXPIRE', key, math.ceil((ask.limit - level) * 60000 / ask.limit) + 1000)
+  if level >= ask.limit then
+    redis.call('DEL', key)
+  else
+    redis.call('HSET', key, 'level', exact(level), 'filled_s', exact(now_s))
+    redis.call('HSET', key, 'limit', ask.limit, 'net', exact(net))
+    redis.call('PEXPIRE', key, math.ceil((ask.limit - level) * 60000 / ask.limit) + 1000)
+  end
   granted[i], levels[i] = given, exact(level)
 end
 

@@ -57,9 +57,9 @@ uvloop.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of shared memory of a runtime directory that is this test's own."""
-    runtime = tmp_path / "r"
+    runtime = socket_dir / "r"
     runtime.mkdir(mode=0o700)
     monkeypatch.setenv("AIBRIX_RAY_RUNTIME_DIR", str(runtime))
     base = module._base()

@@ -49,8 +49,8 @@ SYNCS = st.builds(
     joins=st.booleans(),
     replaces=st.one_of(st.just(""), SESSIONS),
     leaves=st.sampled_from([False, False, False, True]),
-    rates=st.lists(RATES, max_size=3),
-    slots=st.lists(SLOTS, max_size=3),
+    rates=st.lists(RATES, max_size=2, unique_by=lambda ask: ask.key),
+    slots=st.lists(SLOTS, max_size=2, unique_by=lambda ask: ask.key),
 )
 
 
