@@ -22,6 +22,16 @@ _SIZE_LINES = [b"%x\r\n" % size for size in range(4096)]
 _LOGGER = logging.getLogger("uvicorn.error")
 
 
+class _Unheard:
+    """Stands for the event of an answer whose application waits for nothing; most never do."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+_UNHEARD = _Unheard()
+
+
 class Answer(RequestResponseCycle):  # type: ignore[misc]
     """One request and its answer; the application's `receive` and `send`."""
 
@@ -31,7 +41,7 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
         self.transport = protocol.transport
         self.flow = protocol.flow
         self.logger = _LOGGER
-        self.message_event = asyncio.Event()
+        self.message_event: asyncio.Event | _Unheard = _UNHEARD
         self.on_response = protocol.on_response_complete
         self.disconnected = False
         self.keep_alive = keep_alive
@@ -40,6 +50,7 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
         self.more_body = True
         self.response_started = False
         self.response_complete = False
+        self._taken = False
         self._head = b""
         self._chunked = False
         self._left: int | None = None
@@ -58,6 +69,21 @@ class Answer(RequestResponseCycle):  # type: ignore[misc]
                 self.transport.abort()
             self.on_response = _nothing
             self.scope.pop(WRITE, None)  # a circle would wait for the collector
+
+    async def receive(self) -> Message:
+        """Return the body, whole if it has come; then, as it comes, its pieces or a disconnect."""
+        if not (self.more_body or self._taken or self.disconnected or self.response_complete):
+            self._taken = True
+            self.flow.resume_reading()
+            body, self.body = bytes(self.body), bytearray()
+            return {"type": "http.request", "body": body, "more_body": False}
+        if self.message_event is _UNHEARD:
+            self.message_event = asyncio.Event()
+            if self.body:
+                self.message_event.set()
+        message: Message = await super().receive()
+        self._taken = self._taken or not message.get("more_body", False)
+        return message
 
     async def send(self, message: Message) -> None:
         """Take an ASGI message; the head is kept until there is something to send with it."""

@@ -35,9 +35,10 @@ def local_limiter() -> GatewayLimiter:
 class Visit:
     """What is known of one request at the door; filled on its way, read at its end."""
 
-    __slots__ = ("admitted", "life", "tenant")
+    __slots__ = ("admitted", "life", "tenant", "user")
 
-    def __init__(self) -> None:
+    def __init__(self, user: str | None) -> None:
+        self.user = user  # as the client says
         self.tenant: Tenant | None = None
         self.admitted: Admitted | None = None
         self.life: Life | None = None

@@ -120,10 +120,10 @@ class GatewayApp:
         if path not in wire.FORWARDED_PATHS:
             await self._owned(scope, receive, send)
             return
-        scope["aibrix.request_id"] = wire.request_id(scope["headers"])
+        scope["aibrix.request_id"], user = wire.identity(scope["headers"])
         scope["aibrix.model"] = ""
         forward = self._forward_json if path in wire.JSON_PATHS else self._forward_form
-        ending, status, visit = Ending.COMPLETED, 200, Visit()
+        ending, status, visit = Ending.COMPLETED, 200, Visit(user)
         try:
             if self.access.on and TRUSTED not in scope:
                 visit.tenant = await self.access.tenant_of(scope["headers"])
@@ -168,8 +168,8 @@ class GatewayApp:
             max_tokens=max_tokens if type(max_tokens) is int else None,
             user=fields.user if type(fields.user) is str else None,
         )
-        if visit.tenant is None and (user := wire.user_of(scope["headers"])) is not None:
-            request.user = user
+        if visit.user is not None and visit.tenant is None:
+            request.user = visit.user
         choices = fields.n if type(fields.n) is int and fields.n > 0 else 1
         return await self._forward(
             model, request, scope, receive, send, visit, body, choices=choices

@@ -133,20 +133,19 @@ def with_model(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def request_id(headers: Headers) -> bytes:
-    """Return the client's `x-request-id` if it is a sane one, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and _SANE_ID(value):
-            return value
-    return b"%b%08x" % (_REQUEST_ID_PREFIX, next(_REQUEST_IDS))
+def identity(headers: Headers) -> tuple[bytes, str | None]:
+    """Return the client's `x-request-id` if it is a sane one, else a new one; and the `user`.
 
-
-def user_of(headers: Headers) -> str | None:
-    """Return the `user` header, by which AIBrix's clients name a user; anyone can set it."""
+    By the `user` header AIBrix's clients name a user; anyone can set it.
+    """
+    request_id = user = None
     for name, value in headers:
-        if name == b"user":
-            return value.decode("latin-1") or None
-    return None
+        if name == b"x-request-id":
+            if request_id is None and _SANE_ID(value):
+                request_id = value
+        elif name == b"user":
+            user = value.decode("latin-1") or None
+    return request_id or b"%b%08x" % (_REQUEST_ID_PREFIX, next(_REQUEST_IDS)), user
 
 
 def request_head(

@@ -93,15 +93,15 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 def test_the_first_fit_request_id_is_taken(
     headers: list[tuple[bytes, bytes]], expected: bytes
 ) -> None:
-    assert wire.request_id(headers) == expected
+    assert wire.identity(headers)[0] == expected
 
 
 @pytest.mark.parametrize("value", [b"", b" ", b"a b", b"a\tb", b"\xc3\xa9", b"x" * 129, b"a\x7f"])
 def test_an_unfit_request_id_is_replaced_by_a_new_one(value: bytes) -> None:
-    first = wire.request_id([(b"x-request-id", value)])
-    second = wire.request_id([])
+    first = wire.identity([(b"x-request-id", value)])[0]
+    second = wire.identity([])[0]
     assert first != second
-    assert wire.request_id([(b"x-request-id", first)]) == first
+    assert wire.identity([(b"x-request-id", first)])[0] == first
 
 
 def test_the_head_of_a_request_is_written_out() -> None:
@@ -156,3 +156,16 @@ def test_the_model_is_read_as_an_engine_reads_it() -> None:
     for body in (b'{"model":"a","model":"b"}', b'{"mod\\u0065l":"b"}', b'{"model" :\n"b"}'):
         assert wire.peek(body).model == json.loads(body)["model"] == "b"
         assert msgspec.json.decode(body)["model"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("headers", "user"),
+    [
+        ([], None),
+        ([(b"user", b"")], None),
+        ([(b"user", b"bob")], "bob"),
+        ([(b"x-request-id", b"r"), (b"user", b"bob")], "bob"),
+    ],
+)
+def test_the_user_header_is_found(headers: list[tuple[bytes, bytes]], user: str | None) -> None:
+    assert wire.identity(headers)[1] == user
