@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 #: A sync is sent at least this often; it keeps slot leases alive.
 HEARTBEAT_S = 1.0
 #: What nobody waits for is gathered for this long before it is told.
-_GATHER_S = 0.1
+_GATHER_S = 0.05
 #: Between two syncs for which somebody waits, and when the last one decided nothing.
 _URGENT_S = 0.005
 _UNDECIDED_S = 0.05
