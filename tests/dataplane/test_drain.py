@@ -17,6 +17,7 @@ from tests.dataplane.waiting import eventually
 async def test_a_kept_connection_is_closed_with_its_next_answer(
     backend: MakeBackend, gateway: MakeGateway
 ) -> None:
+    """U54: a client on a kept connection is sent elsewhere, and told so in time."""
     running = await gateway([await backend()])
     kept, owned = await running.connect(), await running.connect()
     kept.post({"model": "m"})
@@ -38,6 +39,7 @@ async def test_a_kept_connection_is_closed_with_its_next_answer(
 async def test_an_idle_connection_stays_open_for_one_more_request(
     backend: MakeBackend, gateway: MakeGateway
 ) -> None:
+    """U54's neighbour: the connection is idle when the drain begins."""
     running = await gateway([await backend()])
     fresh = await running.connect()
     await eventually(lambda: len(running.server.connections) == 1, "it is accepted")
@@ -126,6 +128,7 @@ async def test_closing_cuts_what_is_still_under_way_and_counts_it(
 async def test_after_the_grace_idle_connections_are_closed_while_a_stream_goes_on(
     backend: MakeBackend, gateway: MakeGateway
 ) -> None:
+    """U54's neighbour: a stream is under way on another connection."""
     release = asyncio.Event()
 
     async def handler(call: Call) -> None:
