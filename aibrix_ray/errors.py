@@ -129,6 +129,11 @@ class ApiError(AibrixRayError):
         return _api_error, (type(self), self.message, self.__dict__)
 
 
+def whole_seconds(retry_after_s: float) -> int:
+    """Return what `Retry-After` says: whole seconds, and never "at once"."""
+    return max(1, round(retry_after_s))
+
+
 def _api_error(kind: type[ApiError], message: str, state: dict[str, object]) -> ApiError:
     error = kind.__new__(kind)
     Exception.__init__(error, message)

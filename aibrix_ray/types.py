@@ -39,6 +39,16 @@ class ReplicaStats:
     adapters: tuple[str, ...] = ()
     draining: bool = False
 
+    def has_moved(self, before: ReplicaStats | None) -> bool:
+        """Return whether the engine has worked since an earlier report, or has nothing to do."""
+        if before is None or before.epoch != self.epoch or self.running + self.waiting == 0:
+            return True
+        return self._totals != before._totals
+
+    @property
+    def _totals(self) -> tuple[int, int, int]:
+        return self.prompt_tokens_total, self.generation_tokens_total, self.requests_total
+
 
 @dataclass(slots=True, eq=False)
 class ReplicaView:

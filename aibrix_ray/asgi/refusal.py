@@ -6,7 +6,7 @@ import http
 
 import msgspec
 
-from aibrix_ray.errors import ApiError
+from aibrix_ray.errors import ApiError, whole_seconds
 
 
 def refusal(error: ApiError) -> bytes:
@@ -28,5 +28,5 @@ def refusal(error: ApiError) -> bytes:
         "connection: close",
     ]
     if error.retry_after_s is not None:
-        lines.append(f"retry-after: {max(1, round(error.retry_after_s))}")
+        lines.append(f"retry-after: {whole_seconds(error.retry_after_s)}")
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -6,8 +6,6 @@ With neither keys nor limits there is nothing of this, and a request meets one `
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Sequence
 
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
@@ -18,8 +16,6 @@ from aibrix_ray.limiter import Admitted, GatewayLimiter, LocalAuthority, has_lim
 from aibrix_ray.pipeline import Life
 from aibrix_ray.tenants import Tenancy, Tenant, key_of
 from aibrix_ray.types import Ending, RequestView, Usage
-
-logger = logging.getLogger(__name__)
 
 MakeLimiter = Callable[[], GatewayLimiter]
 
@@ -33,12 +29,16 @@ def local_limiter() -> GatewayLimiter:
 
 
 class Visit:
-    """What is known of one request at the door; filled on its way, read at its end."""
+    """What is known of one request at the door; filled on its way, read at its end.
 
-    __slots__ = ("admitted", "life", "tenant", "user")
+    `user` is as the client says; `choices` is how many answers it asks for (`n`).
+    """
+
+    __slots__ = ("admitted", "choices", "life", "tenant", "user")
 
     def __init__(self, user: str | None) -> None:
-        self.user = user  # as the client says
+        self.user = user
+        self.choices = 1
         self.tenant: Tenant | None = None
         self.admitted: Admitted | None = None
         self.life: Life | None = None
@@ -61,13 +61,11 @@ class Access:
         metrics: GatewayMetrics,
         *,
         make_limiter: MakeLimiter = local_limiter,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tenancy = Tenancy.of(args.auth) if args.auth.keys else None
         self.on = self.tenancy is not None
         self._metrics = metrics
         self._make_limiter = make_limiter
-        self._clock = clock
         self._limiter: GatewayLimiter | None = None
         self._starting: asyncio.Task[None] | None = None
         self._started = False
@@ -78,10 +76,10 @@ class Access:
         self.on = limits or self.tenancy is not None
         # Tenants get their limits in the store, at any time.
         if self.on and self._limiter is None:
-            self._limiter = self._make_limiter()
-            self._metrics.watch("limiter", lambda: self._limiter_is_reachable)
+            limiter = self._limiter = self._make_limiter()
+            self._metrics.watch("limiter", lambda: limiter.reachable)
             if self._started:
-                self._starting = asyncio.create_task(self._limiter.start(), name="aibrix-limits")
+                self._starting = asyncio.create_task(limiter.start(), name="aibrix-limits")
         if self._limiter is not None:
             self._limiter.apply(user_config)
 
@@ -117,10 +115,8 @@ class Access:
         known = directory.find(key) if key is not None else None
         return known if known is not None else await directory.lookup(key)
 
-    async def admit(self, visit: Visit, request: RequestView, *, choices: int) -> None:
+    async def admit(self, visit: Visit, request: RequestView) -> None:
         """Let a request in; what it may use is reserved when this returns.
-
-        `choices` is how many answers it asks for (`n`).
 
         Raises:
             ModelNotAllowed: the tenant may not use the model.
@@ -134,18 +130,11 @@ class Access:
             request.tenant, request.priority = tenant.name, tenant.priority
         limiter = self._limiter
         assert limiter is not None, "`on` without a limiter"
-        max_output = None if request.max_tokens is None else request.max_tokens * choices
+        max_output = None if request.max_tokens is None else request.max_tokens * visit.choices
         if request.path not in wire.GENERATING_PATHS:
             max_output = 0
         try:
-            visit.admitted = limiter.reserve(
-                request.model,
-                tenant=tenant,
-                user=request.user,
-                prompt_bytes=len(request.prompt),
-                max_output=max_output,
-                now_s=self._clock(),
-            ) or await limiter.wait(
+            visit.admitted = await limiter.admit(
                 request.model,
                 tenant=tenant,
                 user=request.user,
@@ -165,10 +154,6 @@ class Access:
             model, adapter = life.model.name, life.request.adapter
             self.tenancy.recorder.add(tenant, model, adapter, life.usage)
             self._metrics.tenant_used(tenant.name, life.usage)
-
-    @property
-    def _limiter_is_reachable(self) -> bool:
-        return self._limiter is not None and self._limiter.reachable
 
 
 def _settle(admitted: Admitted, usage: Usage | None, ending: Ending, *, worked: bool) -> None:

@@ -28,6 +28,7 @@ from aibrix_ray.errors import (
     PayloadTooLarge,
     PermissionDenied,
     StoreUnavailable,
+    whole_seconds,
 )
 from aibrix_ray.tenants import (
     IssuedKey,
@@ -110,7 +111,7 @@ class _Admin:
                 handler = handlers["GET" if request.method == "HEAD" else request.method]
                 response = await handler(request)
             except ApiError as error:
-                return _refusal(error)
+                return refusal(error)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
             if request.method not in ("GET", "HEAD"):
@@ -316,11 +317,12 @@ def _json(content: Any, *, status: int = 200) -> Response:
     )
 
 
-def _refusal(error: ApiError) -> Response:
+def refusal(error: ApiError) -> Response:
+    """Return the answer of an endpoint of ours to an error, in OpenAI's shape."""
     response = Response(error_body(error), status_code=error.status, media_type="application/json")
     response.raw_headers.extend(error.headers)
     if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        response.headers["retry-after"] = str(whole_seconds(error.retry_after_s))
     return response
 
 

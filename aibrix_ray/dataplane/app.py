@@ -26,7 +26,7 @@ from aibrix_ray.dataplane.forward import BrokenAnswer, Forwarder, error_body
 from aibrix_ray.dataplane.metrics import GatewayMetrics
 from aibrix_ray.dataplane.owned import owned_app
 from aibrix_ray.dataplane.settings import model_settings
-from aibrix_ray.errors import ApiError, MethodNotAllowed
+from aibrix_ray.errors import ApiError, MethodNotAllowed, whole_seconds
 from aibrix_ray.pipeline import ModelSettings, ModelState, Pipeline
 from aibrix_ray.routing import RoutingPolicy, make_policy
 from aibrix_ray.types import Ending, RequestView
@@ -67,7 +67,7 @@ class GatewayApp:
             clock=clock,
         )
         self.forwarder = Forwarder(self.fleet, self.metrics, clock=clock)
-        self.access = Access(args, self.metrics, make_limiter=make_limiter, clock=clock)
+        self.access = Access(args, self.metrics, make_limiter=make_limiter)
         self.ready = False
         self.draining = False
         self._owned: AsgiApp = owned_app(self)
@@ -170,10 +170,9 @@ class GatewayApp:
         )
         if visit.user is not None and visit.tenant is None:
             request.user = visit.user
-        choices = fields.n if type(fields.n) is int and fields.n > 0 else 1
-        return await self._forward(
-            model, request, scope, receive, send, visit, body, choices=choices
-        )
+        if type(fields.n) is int and fields.n > 0:
+            visit.choices = fields.n
+        return await self._forward(model, request, scope, receive, send, visit, body)
 
     async def _forward_form(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> int:
         if scope["method"] != "POST":
@@ -199,12 +198,10 @@ class GatewayApp:
         send: Send,
         visit: Visit,
         body: bytes | Form,
-        *,
-        choices: int = 1,
     ) -> int:
         scope["aibrix.model"] = model.name
         if self.access.on:
-            await self.access.admit(visit, request, choices=choices)
+            await self.access.admit(visit, request)
         now_s = request.arrived_s = self._clock()
         life = visit.life = self.pipeline.begin(model, request, now_s)
         if visit.admitted is not None:
@@ -245,7 +242,7 @@ async def send_error(send: Send, error: ApiError, request_id: bytes) -> None:
         (b"request-id", request_id),
     ]
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+        headers.append((b"retry-after", b"%d" % whole_seconds(error.retry_after_s)))
     headers.extend(error.headers)
     if error.status == 413:
         headers.append((b"connection", b"close"))

@@ -151,7 +151,7 @@ class Fleet:
             replica = self._replicas.get(stats.group, {}).get(stats.replica_id)
             if replica is None or (replica.epoch and stats.epoch != replica.epoch):
                 continue
-            if _shows_progress(replica.stats, stats):
+            if stats.has_moved(replica.stats):
                 replica.progress_s = max(replica.progress_s, now_s)
             replica.stats = stats
             replica.stats_at_s = now_s
@@ -210,14 +210,3 @@ class Fleet:
         model = self._pipeline.models.get(replica.model)
         if model is not None:
             replica.limit(model.settings.running_factor)
-
-
-def _shows_progress(before: ReplicaStats | None, now: ReplicaStats) -> bool:
-    """Return whether a report says that the engine has moved on, or has nothing to do."""
-    if before is None or before.epoch != now.epoch or now.running + now.waiting == 0:
-        return True
-    return (before.prompt_tokens_total, before.generation_tokens_total, before.requests_total) != (
-        now.prompt_tokens_total,
-        now.generation_tokens_total,
-        now.requests_total,
-    )

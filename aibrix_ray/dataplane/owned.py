@@ -10,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from aibrix_ray.dataplane.admin import admin_routes
-from aibrix_ray.dataplane.forward import error_body
+from aibrix_ray.dataplane.admin import admin_routes, refusal
 from aibrix_ray.dataplane.openapi import OWNED, document
 from aibrix_ray.dataplane.openapi_admin import ADMIN
 from aibrix_ray.errors import (
@@ -134,23 +133,15 @@ def _json(content: object, *, status: int = 200) -> Response:
 
 
 async def _not_found(request: Request, exc: Exception) -> Response:
-    return _error(NotFound(f"There is no {request.url.path[:200]} here"))
+    return refusal(NotFound(f"There is no {request.url.path[:200]} here"))
 
 
 async def _not_allowed(request: Request, exc: Exception) -> Response:
     allow = (getattr(exc, "headers", None) or {}).get("Allow", "GET")
     message = f"{request.url.path} does not take {request.method}"
-    return _error(MethodNotAllowed(message, allow=allow))
+    return refusal(MethodNotAllowed(message, allow=allow))
 
 
 async def _api_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ApiError)
-    return _error(exc)
-
-
-def _error(error: ApiError) -> Response:
-    response = Response(error_body(error), status_code=error.status, media_type="application/json")
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    response.raw_headers.extend(error.headers)
-    return response
+    return refusal(exc)

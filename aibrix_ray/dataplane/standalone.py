@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import uuid
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from aibrix_ray.asgi import tcp_socket
 from aibrix_ray.config.gateway import GatewayArgs, GatewayUserConfig
+from aibrix_ray.dataplane.access import local_limiter
 from aibrix_ray.dataplane.app import GatewayApp
 from aibrix_ray.dataplane.channel import Address
 from aibrix_ray.dataplane.fleet import Member
 from aibrix_ray.dataplane.listener import make_server
 from aibrix_ray.dataplane.rim import Rim
 from aibrix_ray.errors import ConfigError
+from aibrix_ray.limiter import GatewayLimiter
 from aibrix_ray.types import GroupInfo
 
 
@@ -56,11 +59,25 @@ def apply_backends(app: GatewayApp, backends: Sequence[tuple[str, Address]]) -> 
     app.ready = True
 
 
+def make_limiter(args: GatewayArgs) -> GatewayLimiter:
+    """Return the limiter of a gateway without Ray: it counts for itself, or in a Redis.
+
+    Raises:
+        ConfigError: `auth.limiter` is no URL of Redis.
+    """
+    if args.auth.limiter is None:
+        return local_limiter()
+    # Not at the top: redis-py takes a while to load, and most gateways have no use for it.
+    from aibrix_ray.limiter.redis_authority import RedisAuthority
+
+    return GatewayLimiter(uuid.uuid4().hex, RedisAuthority(args.auth.limiter))
+
+
 async def serve_standalone(
     args: GatewayArgs, user_config: GatewayUserConfig, backends: Sequence[tuple[str, Address]]
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
-    app = GatewayApp(args, user_config)
+    app = GatewayApp(args, user_config, make_limiter=lambda: make_limiter(args))
     apply_backends(app, backends)
     rim = Rim(app, args.http)
     server = make_server(rim.app, args)

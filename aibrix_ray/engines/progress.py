@@ -14,7 +14,7 @@ class ProgressWatch:
 
     def __init__(self, stalled_s: float) -> None:
         self._stalled_s = stalled_s
-        self._totals: tuple[int, int, int] | None = None
+        self._before: ReplicaStats | None = None
         self._moved_s = 0.0
 
     def check(self, stats: ReplicaStats, now_s: float) -> None:
@@ -23,13 +23,8 @@ class ProgressWatch:
         Raises:
             RuntimeError: requests run or wait, and nothing has come of it for `stalled_s`.
         """
-        totals = (
-            stats.prompt_tokens_total,
-            stats.generation_tokens_total,
-            stats.requests_total,
-        )
-        if totals != self._totals or stats.running + stats.waiting == 0:
-            self._totals, self._moved_s = totals, now_s
+        if stats.has_moved(self._before):
+            self._before, self._moved_s = stats, now_s
             return
         still_s = now_s - self._moved_s
         if still_s > self._stalled_s:

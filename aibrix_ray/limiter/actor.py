@@ -9,7 +9,6 @@ Until then gateways decide alone (`GatewayLimiter`).
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
 from typing import Any
@@ -38,7 +37,7 @@ def ensure_limiter(*, timeout_s: float = 30.0) -> Any:
     )
 
 
-class Limiter:
+class Limiter(detached.Versioned):
     """The actor around a `Ledger`; see there for what a sync does."""
 
     def __init__(self, *, idle_limit_s: float = IDLE_S, code_version: str = __version__) -> None:
@@ -48,14 +47,6 @@ class Limiter:
         self._ledger = Ledger(uuid.uuid4().hex[:16], self._heard_s)
         self._me = detached.myself()
         self._janitor = asyncio.get_running_loop().create_task(self._clean())
-
-    async def code_version(self) -> str:
-        """Return the version of the package that this actor runs."""
-        return self._code_version
-
-    async def pid(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
     async def sync(self, sync: Sync) -> Grants:
         """Take what a gateway says, and grant what it asks for."""

@@ -175,6 +175,30 @@ class GatewayLimiter:
             self._expire(claim)
         await self._authority.close()
 
+    async def admit(
+        self,
+        model: str,
+        *,
+        tenant: LimitedTenant | None,
+        user: str | None,
+        prompt_bytes: int,
+        max_output: int | None,
+    ) -> Admitted:
+        """Admit a request: at once by what is held, else after an exchange with the authority.
+
+        Raises what `reserve` and `wait` do.
+        """
+        return self.reserve(
+            model,
+            tenant=tenant,
+            user=user,
+            prompt_bytes=prompt_bytes,
+            max_output=max_output,
+            now_s=self._clock(),
+        ) or await self.wait(
+            model, tenant=tenant, user=user, prompt_bytes=prompt_bytes, max_output=max_output
+        )
+
     def reserve(
         self,
         model: str,

@@ -11,7 +11,6 @@ replicas). Meanwhile gateways go on with what they have.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
 from collections.abc import Iterable
@@ -63,7 +62,7 @@ def ensure_telemetry(*, timeout_s: float = 30.0) -> Any:
     )
 
 
-class Telemetry:
+class Telemetry(detached.Versioned):
     """The actor around a `Hub`; see there for what its methods mean."""
 
     def __init__(self, *, idle_limit_s: float = IDLE_S, code_version: str = __version__) -> None:
@@ -72,14 +71,6 @@ class Telemetry:
         self._hub = Hub(TelemetryStore(uuid.uuid4().hex[:16]))
         self._me = detached.myself()
         self._janitor = asyncio.get_running_loop().create_task(self._clean())
-
-    async def code_version(self) -> str:
-        """Return the version of the package that this actor runs."""
-        return self._code_version
-
-    async def pid(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
     async def report(self, batch: bytes, groups: bytes = b"") -> Reply:
         """Take a reporter's batch, made with `wire.encode_batch`."""

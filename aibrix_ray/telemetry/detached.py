@@ -1,6 +1,6 @@
 """Detached actors by name: found, made, and replaced by a newer version of this package.
 
-An actor of this kind has an async method `code_version() -> str`. Every function here may block for
+An actor of this kind is `Versioned`. Every function here may block for
 seconds (the GCS is asked, an actor is started): call them in a thread where a loop must go on.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -39,6 +40,20 @@ class DetachedActor:
     cls: type
     strategy: NodeAffinitySchedulingStrategy
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Versioned:
+    """Base of a detached actor: says which version of this package it runs, and where."""
+
+    _code_version: str
+
+    async def code_version(self) -> str:
+        """Return the version of the package that this actor runs."""
+        return self._code_version
+
+    async def pid(self) -> int:
+        """Return the process id."""
+        return os.getpid()
 
 
 def find(name: str) -> Any | None:

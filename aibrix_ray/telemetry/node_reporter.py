@@ -7,7 +7,6 @@ thousand calls a second, whatever their size. Reads nothing of what it passes on
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import Any, NamedTuple
 
@@ -49,7 +48,7 @@ def ensure_reporter(node_id: str, *, timeout_s: float = 30.0) -> Any:
     )
 
 
-class NodeReporter:
+class NodeReporter(detached.Versioned):
     """The actor of one node that gathers its replicas' stats and sends them a period at a time."""
 
     def __init__(self, *, idle_limit_s: float = IDLE_S, code_version: str = __version__) -> None:
@@ -66,14 +65,6 @@ class NodeReporter:
         self._me = detached.myself()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._send_forever()), loop.create_task(self._clean())]
-
-    async def code_version(self) -> str:
-        """Return the version of the package that this actor runs."""
-        return self._code_version
-
-    async def pid(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
     async def put(
         self, replica_id: str, stats: bytes, group: bytes | None = None, *, urgent: bool = False

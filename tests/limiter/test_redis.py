@@ -13,10 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from aibrix_ray.config import GatewayArgs
+from aibrix_ray.dataplane import standalone
 from aibrix_ray.errors import ConfigError
 from aibrix_ray.limiter import AuthorityUnreachable
 from aibrix_ray.limiter.redis_authority import PREFIX, RedisAuthority
 from aibrix_ray.limits import Grants, Ledger, RateAsk, SlotAsk, SlotGrant, Sync
+from aibrix_ray.types import Usage
+from tests.limiter.asking import burst, user_config
 from tests.limiter.redis_server import RedisServer
 from tests.telemetry.following import until
 
@@ -176,3 +180,19 @@ def test_a_url_that_is_none_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigError, match=r"auth\.limiter: .* expected redis://") as caught:
         RedisAuthority(url)
     assert url not in str(caught.value)
+
+
+async def test_gateways_without_ray_share_the_limits_of_the_redis_that_they_are_told(
+    redis_url: str,
+) -> None:
+    args = GatewayArgs.model_validate({"auth": {"limiter": redis_url}})
+    limiters = [standalone.make_limiter(args) for _ in range(2)]
+    for limiter in limiters:
+        limiter.apply(user_config(models={"m": {"limits": {"requests_per_minute": 2}}}))
+        await limiter.start()
+    admitted = await burst(limiters, 6)
+    assert len(admitted) == 2
+    for each in admitted:
+        each.settle(Usage())
+    for limiter in limiters:
+        await limiter.close()
